@@ -1,0 +1,318 @@
+"""A data set's name, folder and split to labelled images in pixels 0..1."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from timm.data import create_dataset
+from timm.data.readers.class_map import load_class_map
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from aigtool.data import digits
+from aigtool.errors import UserError
+
+DIGITS = "digits"
+_SYNONYMS = (("train", "training"), ("val", "validation", "valid"), ("test", "testing"))
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclass
+class ImageSet(Dataset[tuple[Tensor, int]]):
+    """Labelled images of one split; item ``i`` is its pixels ``(3, H, W)`` in 0..1 and its label.
+
+    Attributes:
+        name: What was opened, for messages and records.
+        split: The split, or ``""`` where the folder has none.
+        classes: Class names in the order of the labels, or None where they are not known.
+        labels: Each image's label, or None where only reading tells.
+        read: ``index -> (image, label)``.
+        file: ``index -> name``.
+        indices: Which images of the source, in order.
+        transform: Image to pixels.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...] | None
+    labels: Sequence[int] | None
+    read: Callable[[int], tuple[Image.Image, int]]
+    file: Callable[[int], str]
+    indices: Sequence[int]
+    transform: Transform
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.read(self.indices[index])
+        return self.transform(image), label
+
+    def filename(self, index: int) -> str:
+        """Return the file (or name in its source) of image ``index``."""
+        return self.file(self.indices[index])
+
+    def take(self, indices: Sequence[int], transform: Transform | None = None) -> "ImageSet":
+        """Return some of the images, by position here, perhaps with another transform."""
+        return ImageSet(
+            self.name,
+            self.split,
+            self.classes,
+            self.labels,
+            self.read,
+            self.file,
+            [self.indices[index] for index in indices],
+            transform or self.transform,
+        )
+
+    def limited(self, count: int | None) -> "ImageSet":
+        """Return ``count`` images spread evenly over the set, which keeps classes in proportion.
+
+        Raises:
+            UserError: ``count`` is less than 1.
+        """
+        if count is None or count >= len(self):
+            return self
+        if count < 1:
+            raise UserError(f"limit {count}: expected a whole number of at least 1")
+        return self.take(np.linspace(0, len(self) - 1, count).round().astype(int).tolist())
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where images come from, before a split is opened.
+
+    Attributes:
+        name: A folder, ``digits``, or a timm data set name such as ``torch/cifar10``.
+        root: The folder in which a named data set lies or is downloaded to.
+        download: Whether a named data set may be downloaded.
+        class_map: timm's class map file, folder names to labels.
+    """
+
+    name: str
+    root: str | None = None
+    download: bool = False
+    class_map: str | None = None
+
+
+def has_split(source: DataSource, split: str) -> bool:
+    """Tell whether a folder or ``digits`` has a split (named data sets are asked by opening)."""
+    if source.name == DIGITS:
+        return split in digits.SPLITS
+    return _split_folder(Path(source.name), split) is not None
+
+
+def default_split(source: DataSource) -> str:
+    """Return the split to evaluate when none is named: test, else val, else the folder itself."""
+    if source.name != DIGITS and not Path(source.name).is_dir():
+        return "validation"
+    return next((split for split in ("test", "val") if has_split(source, split)), "")
+
+
+def open_images(
+    source: DataSource | str,
+    split: str,
+    transform: Transform,
+    class_names: tuple[str, ...] | None = None,
+) -> ImageSet:
+    """Open one split of a data source.
+
+    Args:
+        source: A folder with a folder a class, perhaps under ``train/``, ``val/`` or
+            ``validation/``, ``test/``; ``digits``; or a timm data set name.
+        split: The split; ``""`` reads the folder itself.
+        transform: Image to pixels.
+        class_names: The network's classes. Folders are matched to them by name.
+
+    Raises:
+        UserError: The source, the split or its images are missing, it has one class, or other
+            classes than the network.
+
+    Example:
+        >>> from torchvision.transforms.functional import to_tensor
+        >>> images = open_images("digits", "test", to_tensor)
+        >>> pixels, label = images[0]
+        >>> len(images), pixels.shape, label
+        (360, torch.Size([3, 32, 32]), 1)
+    """
+    if isinstance(source, str):
+        source = DataSource(source)
+    if source.name == DIGITS:
+        return _open_digits(split, transform, class_names)
+    if "/" in source.name and source.name.split("/")[0] in ("torch", "hfds", "hfids", "wds", "tfds"):
+        return _open_named(source, split, transform, class_names)
+    return _open_folder(source, split, transform, class_names)
+
+
+def _open_digits(
+    split: str, transform: Transform, class_names: tuple[str, ...] | None
+) -> ImageSet:
+    if split not in digits.SPLITS:
+        raise UserError(
+            f"split {split!r}: digits has {', '.join(digits.SPLITS)}; choose one with --split"
+        )
+    _match(digits.CLASSES, class_names, DIGITS)
+    images, labels, names = digits.load_split(split)
+    return ImageSet(
+        DIGITS,
+        split,
+        digits.CLASSES,
+        labels,
+        lambda index: (images[index], labels[index]),
+        lambda index: names[index],
+        range(len(images)),
+        transform,
+    )
+
+
+def _open_folder(
+    source: DataSource, split: str, transform: Transform, class_names: tuple[str, ...] | None
+) -> ImageSet:
+    folder = _folder(Path(source.name), split)
+    try:
+        reader = ReaderImageFolder(str(folder))
+    except RuntimeError as error:
+        raise UserError(
+            f"data folder {folder} has no images: expected a folder a class, with images in it"
+        ) from error
+    found = sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)
+    if len(found) < 2:
+        raise UserError(
+            f"data folder {folder} has one class, {found[0]!r}: expected a folder for each of two "
+            "or more classes, with images in them"
+        )
+    if source.class_map is not None:
+        class_to_index = _class_map(source.class_map, found, folder)
+        classes = class_names
+    else:
+        classes = class_names or tuple(found)
+        _match(found, class_names, str(folder))
+        class_to_index = {name: index for index, name in enumerate(classes)}
+    samples = [
+        (path, class_to_index[found[position]])
+        for path, position in reader.samples
+        if found[position] in class_to_index
+    ]
+
+    def read(index: int) -> tuple[Image.Image, int]:
+        path, label = samples[index]
+        return _read_image(path), label
+
+    return ImageSet(
+        source.name,
+        split,
+        classes,
+        [label for _, label in samples],
+        read,
+        lambda index: os.path.relpath(samples[index][0], source.name),
+        range(len(samples)),
+        transform,
+    )
+
+
+def _read_image(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(
+            f"image {path} cannot be read ({error}): mend it or take it out of the folder"
+        ) from error
+
+
+def _folder(root: Path, split: str) -> Path:
+    if not root.is_dir():
+        raise UserError(
+            f"data {str(root)!r}: no such folder; expected a folder with a folder a class, "
+            "'digits', or a timm data set name such as torch/cifar10"
+        )
+    if not split:
+        return root
+    if (folder := _split_folder(root, split)) is None:
+        present = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        raise UserError(
+            f"split {split!r} is not in {root}: it has "
+            f"{', '.join(present[:12]) or 'no folders'}; choose one with --split"
+        )
+    return folder
+
+
+def _split_folder(root: Path, split: str) -> Path | None:
+    names = next((group for group in _SYNONYMS if split in group), ())
+    candidates = (root / name for name in dict.fromkeys((split, *names)))
+    return next((folder for folder in candidates if folder.is_dir()), None)
+
+
+def _match(found: Sequence[str], wanted: tuple[str, ...] | None, where: str) -> None:
+    if wanted is None or set(found) <= set(wanted):
+        return
+    unknown = [name for name in found if name not in wanted]
+    raise UserError(
+        f"{where} has classes that the network has not: {', '.join(unknown[:5])}"
+        f"{', ...' * (len(unknown) > 5)}; expected names among {', '.join(wanted[:10])}"
+        f"{', ...' * (len(wanted) > 10)}; rename the folders, or map them with --class-map FILE"
+    )
+
+
+def _class_map(file: str, found: Sequence[str], folder: Path) -> dict[str, int]:
+    if not Path(file).is_file():
+        raise UserError(f"class map {file}: no such file; timm's form is a name a line, in a .txt")
+    try:
+        mapping = load_class_map(file, str(folder))
+    except (AssertionError, ValueError, OSError) as error:
+        raise UserError(f"class map {file} cannot be read: {error}") from error
+    if not set(mapping) & set(found):
+        raise UserError(
+            f"class map {file} names none of the folders in {folder}: they are {', '.join(found[:5])}"
+        )
+    return {str(name): int(index) for name, index in mapping.items()}
+
+
+def _open_named(
+    source: DataSource, split: str, transform: Transform, class_names: tuple[str, ...] | None
+) -> ImageSet:
+    try:
+        opened = create_dataset(
+            source.name, root=source.root, split=split, download=source.download
+        )
+    except Exception as error:
+        raise UserError(
+            f"data set {source.name!r}, split {split!r}, cannot be opened: {error}; say where it "
+            "lies with --data-dir, or fetch it with --download"
+        ) from error
+    if isinstance(opened, torch.utils.data.IterableDataset):
+        raise UserError(
+            f"data set {source.name!r} is a stream without indices: expected one that can be read "
+            "in any order; unpack it into a folder a class"
+        )
+    dataset = cast(Any, opened)
+    classes = tuple(map(str, getattr(dataset, "classes", ()))) or None
+    if classes is not None:
+        _match(classes, class_names, source.name)
+    order = list(range(len(classes))) if classes else None
+    if classes is not None and class_names is not None:
+        order = [class_names.index(name) for name in classes]
+
+    def read(index: int) -> tuple[Image.Image, int]:
+        image, label = dataset[index]
+        return image.convert("RGB"), order[label] if order else int(label)
+
+    targets = getattr(dataset, "targets", None)
+    labels = [order[int(t)] for t in targets] if order and targets is not None else None
+    return ImageSet(
+        source.name,
+        split,
+        class_names or classes,
+        labels,
+        read,
+        lambda index: f"{source.name}/{split}/{index:08d}",
+        range(len(dataset)),
+        transform,
+    )

@@ -1,0 +1,150 @@
+"""What a model file says about its network, besides the weights."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from aigtool.conversion import named_gates
+from aigtool.gates import Policy
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How an image becomes the network's input.
+
+    Attributes:
+        size: Channels, height, width.
+        mean: Per channel, subtracted from pixels in 0..1.
+        std: Per channel, divided by.
+        interpolation: timm's name of the resizing filter.
+        crop_pct: The share of the resized image that the centre crop keeps.
+        crop_mode: timm's name of the cropping: center, squash or border.
+    """
+
+    size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+
+    @classmethod
+    def of(cls, network: nn.Module) -> "InputSpec":
+        """Read it off a timm network's ``pretrained_cfg``; else ImageNet's, as torchvision uses.
+
+        Example:
+            >>> from aigtool.models.cifar_resnet import cifar_resnet20
+            >>> InputSpec.of(cifar_resnet20()).size
+            (3, 32, 32)
+        """
+        if not hasattr(network, "pretrained_cfg"):
+            return cls()
+        config = resolve_model_data_config(network)
+        return cls(
+            size=tuple(config["input_size"]),
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            interpolation=config["interpolation"],
+            crop_pct=config["crop_pct"],
+            crop_mode=config["crop_mode"],
+        )
+
+
+@dataclass(frozen=True)
+class Description:
+    """The JSON description in a model file's header.
+
+    Attributes:
+        source: The network's name, as ``create_network`` takes it; empty for a user's own module.
+        num_classes: Outputs of the network.
+        class_names: Names in the order of the outputs, where they are known.
+        input: How an image becomes the input.
+        gated_blocks: The gated blocks' names, each with the target of its own or None.
+        gate_width: d of the gates.
+        policy: The gate policy at test time.
+        history: What was done to the network, oldest first.
+    """
+
+    source: str
+    num_classes: int
+    class_names: tuple[str, ...] | None = None
+    input: InputSpec = field(default_factory=InputSpec)
+    gated_blocks: dict[str, float | None] = field(default_factory=dict)
+    gate_width: int = 16
+    policy: Policy = "argmax"
+    history: tuple[dict[str, Any], ...] = ()
+
+    def with_gates_of(self, network: nn.Module) -> "Description":
+        """Return a copy that describes the gates which ``network`` has."""
+        gates = dict(named_gates(network))
+        blocks = {name: gate.target for name, gate in gates.items()}
+        widths = {gate.width for gate in gates.values()}
+        width = widths.pop() if widths else self.gate_width
+        return replace(self, gated_blocks=blocks, gate_width=width)
+
+    def after(self, step: str, **details: Any) -> "Description":
+        """Return a copy whose history has one more step.
+
+        Example:
+            >>> Description("resnet18", 1000).after("convert", width=16).history
+            ({'step': 'convert', 'width': 16},)
+        """
+        return replace(self, history=(*self.history, {"step": step, **details}))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {"format_version": FORMAT_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Description":
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: The values are not a description.
+        """
+        values = dict(values)
+        values.pop("format_version")
+        spec = values.pop("input")
+        lists = {key: tuple(spec.pop(key)) for key in ("size", "mean", "std")}
+        names = values.pop("class_names")
+        return cls(
+            **values | {"history": tuple(values["history"])},
+            input=InputSpec(**lists, **spec),
+            class_names=None if names is None else tuple(names),
+        )
+
+
+class PixelNetwork(nn.Module):
+    """A network that takes pixels in 0..1 and normalises them itself.
+
+    Args:
+        network: Takes normalised images.
+        spec: Whose mean and standard deviation to use.
+
+    Example:
+        >>> import torch
+        >>> spec = InputSpec(mean=(0.5,), std=(0.25,))
+        >>> PixelNetwork(nn.Identity(), spec)(torch.tensor([[[[1.0]]]])).item()
+        2.0
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, spec: InputSpec) -> None:
+        super().__init__()
+        import torch
+
+        self.network = network
+        self.register_buffer("mean", torch.tensor(spec.mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map pixels ``(N, C, H, W)`` in 0..1 to the network's output."""
+        output: Tensor = self.network((pixels - self.mean) / self.std)
+        return output

@@ -1,0 +1,121 @@
+"""Model files: one ``.safetensors`` that holds the weights and says what they are."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from aigtool.conversion import convert, named_gates, set_policy
+from aigtool.errors import UserError
+from aigtool.models.description import FORMAT_VERSION, Description
+from aigtool.models.zoo import create_network
+from aigtool.output import replacing
+
+_KEY = "aigtool"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network and what its model file says about it."""
+
+    network: nn.Module
+    description: Description
+
+
+def save_model(path: str | Path, network: nn.Module, description: Description) -> None:
+    """Write a model file, whole or not at all.
+
+    Args:
+        path: Where to; by custom ``NAME.safetensors``.
+        network: Gated or not. What the description says of gates is read off it.
+        description: The rest of what the file says.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "r20.safetensors"
+        >>> network = convert(create_network("cifar_resnet20"))
+        >>> save_model(path, network, Description("cifar_resnet20", 10))
+        >>> len(load_model(path).description.gated_blocks)
+        9
+    """
+    described = description.with_gates_of(network)
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    with replacing(path) as temporary:
+        metadata = {"format": "pt", _KEY: json.dumps(described.to_json())}
+        safetensors.torch.save_file(state, temporary, metadata)
+
+
+def load_model(path: str | Path, network: nn.Module | None = None) -> Model:
+    """Read a model file; nothing in it can run code.
+
+    Args:
+        path: What ``save_model`` wrote.
+        network: For a network of the user's own class: a fresh one, before gating. Networks with
+            a name are built by it.
+
+    Returns:
+        The network, on the CPU, in evaluation mode, and the description.
+
+    Raises:
+        UserError: The file is missing, is no model file, is of a newer format, or does not fit
+            its network.
+    """
+    path = Path(path)
+    metadata, state = _read(path)
+    description = _description(path, metadata)
+    if network is None:
+        if not description.source:
+            raise UserError(
+                f"model file {path} holds a network of a class of its own: load it from Python, "
+                "load_model(path, network)"
+            )
+        network = create_network(description.source, num_classes=description.num_classes)
+    if description.gated_blocks:
+        convert(network, width=description.gate_width, blocks=list(description.gated_blocks))
+        for name, gate in named_gates(network):
+            gate.target = description.gated_blocks[name]
+        set_policy(network, description.policy)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"model file {path} does not fit its network: {error}") from error
+    return Model(network.eval(), description)
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not path.is_file():
+        raise UserError(f"model file {path}: no such file; `aigtool convert` writes one")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            return metadata, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(
+            f"model file {path} is not a whole .safetensors file ({error}); expected what "
+            "`aigtool convert` or `finetune` wrote"
+        ) from error
+
+
+def _description(path: Path, metadata: dict[str, str]) -> Description:
+    if _KEY not in metadata:
+        raise UserError(
+            f"{path} holds weights but no description of a network: make a model file of it with "
+            "`aigtool convert NAME --weights FILE --out MODEL`"
+        )
+    try:
+        values: dict[str, Any] = json.loads(metadata[_KEY])
+        version = values["format_version"]
+        if version > FORMAT_VERSION:
+            raise UserError(
+                f"model file {path} has format {version}, this version reads up to "
+                f"{FORMAT_VERSION}: update aigtool"
+            )
+        return Description.from_json(values)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"model file {path}: its description cannot be read ({error!r})") from error

@@ -1,0 +1,105 @@
+"""Writing files so that a kill leaves the old file or the new one, never half of one."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aigtool.errors import UserError
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that is renamed onto it when the block succeeds.
+
+    Args:
+        path: The file to write or replace. Missing parent folders are made.
+
+    Yields:
+        The path to write to. It keeps the suffix of ``path``, since many writers choose a
+        format by it.
+
+    Raises:
+        UserError: The folder cannot be made or written.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with replacing(folder / "a.txt") as temporary:
+        ...     _ = temporary.write_text("whole")
+        >>> (folder / "a.txt").read_text(), len(list(folder.iterdir()))
+        ('whole', 1)
+    """
+    path = Path(path)
+    _make_folder(path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def check_output(path: str | Path, *, force: bool = False) -> Path:
+    """Refuse an output that exists or cannot be written, before any work is spent on it.
+
+    Args:
+        path: The file or folder that will be written. An empty folder counts as free.
+        force: Whether an existing output may be replaced.
+
+    Returns:
+        ``path`` as a ``Path``.
+
+    Raises:
+        UserError: It exists and ``force`` is false, or its folder cannot be written.
+
+    Example:
+        >>> check_output("/proc/out.safetensors")
+        Traceback (most recent call last):
+        ...
+        aigtool.errors.UserError: output /proc/out.safetensors: the folder /proc cannot be written; \
+choose another place
+    """
+    path = Path(path)
+    occupied = any(path.iterdir()) if path.is_dir() else path.exists()
+    if occupied and not force:
+        raise UserError(f"output {path} exists: choose another name, or pass --force to replace it")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not _can_write(parent):
+        raise UserError(
+            f"output {path}: the folder {parent} cannot be written; choose another place"
+        )
+    return path
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"folder {folder} cannot be made: {error.strerror}") from error
+
+
+def _can_write(folder: Path) -> bool:
+    """Whether a file can be made in ``folder``; root passes ``os.access`` where writing fails."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

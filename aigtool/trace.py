@@ -1,0 +1,276 @@
+"""The execution trace: what every gate decided for every image of a data set."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from aigtool.conversion import gate_policy, named_gates, recorded_decisions
+from aigtool.data.images import ImageSet
+from aigtool.data.loading import load_batches
+from aigtool.errors import UserError
+from aigtool.flops import BlockFlops, NetworkFlops
+from aigtool.gates import Policy
+from aigtool.models.description import PixelNetwork
+from aigtool.output import replacing
+
+_KEY = b"aigtool"
+_EXECUTED, _PROBABILITY = "executed.", "probability."
+
+ADAPTIVE = (0.05, 0.95)
+"""A gate is adaptive when its execution rate lies strictly between these."""
+
+
+@dataclass(frozen=True)
+class ExecutionTrace:
+    """A row an image, a column a gate.
+
+    Attributes:
+        images: Columns ``index``, ``file``, ``label``, ``prediction``, ``label_rank`` (0 where the
+            prediction is right), ``confidence`` and ``loss``.
+        executed: ``(images, gates)``, whether the image executed the block.
+        probability: ``(images, gates)``, the gate's probability of executing it.
+        flops: Counts of the network, whose blocks name the gates.
+        policy: The gate policy it was collected under.
+        targets: Each gate's own target, or None.
+        classes: Class names in the order of the labels, where they are known.
+        source: The data set and split.
+        seconds: Time that the network took, without loading images.
+
+    Example:
+        >>> from torchvision.transforms.functional import to_tensor
+        >>> from aigtool.conversion import convert
+        >>> from aigtool.data.images import open_images
+        >>> from aigtool.flops import count_flops
+        >>> from aigtool.models.description import InputSpec
+        >>> from aigtool.models.zoo import create_network
+        >>> network = convert(create_network("cifar_resnet20"))
+        >>> trace = collect_trace(
+        ...     PixelNetwork(network, InputSpec.of(network)),
+        ...     open_images("digits", "val", to_tensor).limited(10),
+        ...     flops=count_flops(network, (3, 32, 32)),
+        ... )
+        >>> trace.executed.shape, trace.summary()["images"]
+        ((10, 9), 10)
+    """
+
+    images: pd.DataFrame
+    executed: npt.NDArray[np.bool_]
+    probability: npt.NDArray[np.float32]
+    flops: NetworkFlops
+    policy: Policy
+    targets: tuple[float | None, ...]
+    classes: tuple[str, ...] | None
+    source: str
+    seconds: float
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Names of the gated blocks, in the order of execution."""
+        return tuple(block.name for block in self.flops.blocks)
+
+    @cached_property
+    def gflops(self) -> npt.NDArray[np.float64]:
+        """``(images,)``, what each image took: multiply-accumulates, gates included."""
+        return self.flops.executed(self.executed, self.policy)
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """``(images,)``, whether the prediction is right."""
+        right: npt.NDArray[np.bool_] = self.images["label_rank"].to_numpy() == 0
+        return right
+
+    def summary(self) -> dict[str, Any]:
+        """Return the headline figures: percent for accuracies, 0..1 for rates and fractions."""
+        count = len(self.images)
+        rates = self.executed.mean(axis=0)
+        correct, correct5 = int(self.correct.sum()), int((self.images["label_rank"] < 5).sum())
+        executed = float(self.gflops.mean())
+        low, high = ADAPTIVE
+        return {
+            "correct": correct,
+            "top1": 100 * correct / count,
+            "top5": 100 * correct5 / count,
+            "images": count,
+            "top1_stderr": _stderr(correct, count),
+            "top5_stderr": _stderr(correct5, count),
+            "policy": self.policy,
+            "execution_rate": float(rates.mean()) if len(rates) else None,
+            "gflops_dense": self.flops.gflops_dense,
+            "gflops_executed": executed,
+            "flops_fraction": executed / self.flops.gflops_dense,
+            "adaptive_gates": int(((rates > low) & (rates < high)).sum()),
+            "always_on_gates": int((rates >= high).sum()),
+            "always_off_gates": int((rates <= low).sum()),
+            "images_per_second": count / self.seconds,
+            "gates": [
+                {"name": name, "rate": float(rate), "target": target}
+                for name, rate, target in zip(self.gates, rates, self.targets, strict=True)
+            ],
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write it as Parquet, which pandas, DuckDB and Spark read, whole or not at all."""
+        columns = self.images.to_dict("series")
+        for number, name in enumerate(self.gates):
+            columns[_EXECUTED + name] = self.executed[:, number]
+            columns[_PROBABILITY + name] = self.probability[:, number]
+        about = {
+            "flops": asdict(self.flops),
+            "policy": self.policy,
+            "targets": self.targets,
+            "classes": self.classes,
+            "source": self.source,
+            "seconds": self.seconds,
+        }
+        table = pa.Table.from_pandas(pd.DataFrame(columns), preserve_index=False)
+        metadata = {**(table.schema.metadata or {}), _KEY: json.dumps(about).encode()}
+        with replacing(path) as temporary:
+            pq.write_table(table.replace_schema_metadata(metadata), temporary)
+
+
+def load_trace(path: str | Path) -> ExecutionTrace:
+    """Read what ``ExecutionTrace.save`` wrote.
+
+    Raises:
+        UserError: The file is missing, cut short, or no trace.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"trace {path}: no such file; `aigtool evaluate --trace FILE` writes one")
+    try:
+        table = pq.read_table(path)
+        about = json.loads((table.schema.metadata or {})[_KEY])
+        blocks = tuple(BlockFlops(**block) for block in about["flops"].pop("blocks"))
+        flops = NetworkFlops(**about.pop("flops"), blocks=blocks)
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"trace {path} is no whole execution trace ({error}); `aigtool evaluate --trace FILE` "
+            "writes one"
+        ) from error
+    frame = table.to_pandas()
+    names = [block.name for block in blocks]
+    return ExecutionTrace(
+        images=frame[[c for c in frame if not str(c).startswith((_EXECUTED, _PROBABILITY))]],
+        executed=_matrix(frame, _EXECUTED, names).astype(bool),
+        probability=_matrix(frame, _PROBABILITY, names).astype(np.float32),
+        flops=flops,
+        policy=about["policy"],
+        targets=tuple(about["targets"]),
+        classes=None if about["classes"] is None else tuple(about["classes"]),
+        source=about["source"],
+        seconds=about["seconds"],
+    )
+
+
+def collect_trace(
+    network: PixelNetwork,
+    images: ImageSet,
+    *,
+    flops: NetworkFlops,
+    policy: Policy = "argmax",
+    batch_size: int = 128,
+    workers: int = 0,
+    progress: Callable[[int], None] = lambda _: None,
+) -> ExecutionTrace:
+    """Run a network over a data set and record every gate's decision for every image.
+
+    Args:
+        network: Takes pixels; gated or not. It is evaluated, and left as it was.
+        images: The data set.
+        flops: What ``count_flops`` counted for the network.
+        policy: The gate policy.
+        batch_size: Images a batch.
+        workers: Processes that read images.
+        progress: Called with the number of images done after each batch.
+
+    Returns:
+        The trace, in the order of the data set.
+    """
+    device = network.mean.device
+    gates = dict(named_gates(network))
+    rows: list[dict[str, npt.NDArray[Any]]] = []
+    executed: list[npt.NDArray[np.bool_]] = []
+    probability: list[npt.NDArray[np.float32]] = []
+    seconds = 0.0
+    training = network.training
+    network.eval()
+    try:
+        with (
+            torch.inference_mode(),
+            gate_policy(network, policy),
+            recorded_decisions(network) as decisions,
+        ):
+            for pixels, labels in load_batches(images, batch_size=batch_size, workers=workers):
+                pixels, labels = pixels.to(device), labels.to(device)
+                start = time.perf_counter()
+                logits = network(pixels).float()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                seconds += time.perf_counter() - start
+                rows.append(_judge(logits, labels))
+                made = [decisions[name] for name in gates]
+                executed.append(_columns([d.scale > 0 for d in made], len(labels)))
+                probability.append(_columns([d.logit.sigmoid() for d in made], len(labels)))
+                progress(len(labels))
+    finally:
+        network.train(training)
+    frame = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    count = len(frame["label"])
+    files = [images.filename(index) for index in range(count)]
+    return ExecutionTrace(
+        images=pd.DataFrame({"index": np.arange(count), "file": files, **frame}),
+        executed=np.concatenate(executed),
+        probability=np.concatenate(probability).astype(np.float32),
+        flops=flops,
+        policy=policy,
+        targets=tuple(gate.target for gate in gates.values()),
+        classes=images.classes,
+        source=f"{images.name} {images.split}".strip(),
+        seconds=seconds,
+    )
+
+
+def _judge(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, npt.NDArray[Any]]:
+    own = logits.gather(1, labels[:, None])
+    confidence, prediction = logits.softmax(1).max(1)
+    values = {
+        "label": labels,
+        "prediction": prediction,
+        # A tie goes to the class that argmax takes, the first one.
+        "label_rank": (logits > own).sum(1)
+        + ((logits == own) & (torch.arange(logits.shape[1], device=logits.device) < labels[:, None])).sum(1),
+        "confidence": confidence,
+        "loss": F.cross_entropy(logits, labels, reduction="none"),
+    }
+    return {key: value.cpu().numpy() for key, value in values.items()}
+
+
+def _columns(values: list[torch.Tensor], count: int) -> npt.NDArray[Any]:
+    if not values:
+        return np.zeros((count, 0), dtype=bool)
+    return torch.stack(values, dim=1).cpu().numpy()
+
+
+def _matrix(frame: pd.DataFrame, prefix: str, names: list[str]) -> npt.NDArray[Any]:
+    if not names:
+        return np.zeros((len(frame), 0))
+    return np.stack([frame[prefix + name].to_numpy() for name in names], axis=1)
+
+
+def _stderr(correct: int, count: int) -> float:
+    """Return the standard error of a percentage."""
+    share = correct / count
+    return float(100 * np.sqrt(share * (1 - share) / count))
