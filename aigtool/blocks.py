@@ -79,7 +79,7 @@ def split(block: nn.Module) -> Split:
     order = {node: position for position, node in enumerate(graph.nodes)}
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     addition, output = _last_addition(block, graph)
-    first, second = addition.args
+    first, second = addition.all_input_nodes
     behind = {addend: _ancestors(addend) for addend in (first, second)}
     if not all(inputs[0] in nodes for nodes in behind.values()):
         raise NotResidualError("its last addition has an addend that does not reach the input")
@@ -231,6 +231,16 @@ class GatedBlock(nn.Module):
             self.__dict__[name] = value.copy() if isinstance(value, dict | set) else value
         self.gate = gate
         self.parts = parts
+        self.source = type(block)
+
+    def ungated(self) -> nn.Module:
+        """Return the block as it was before gating, sharing its layers with this one."""
+        block = self.source.__new__(self.source)
+        for name, value in vars(self).items():
+            if name not in ("parts", "source"):
+                block.__dict__[name] = value.copy() if isinstance(value, dict | set) else value
+        del block.gate
+        return block
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on ``(N, C, H, W)`` for the images that the gate chooses."""

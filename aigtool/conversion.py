@@ -21,7 +21,7 @@ def find_blocks(network: nn.Module) -> dict[str, Split]:
     input. Nothing inside a block is a block: attention modules look like blocks too.
 
     Args:
-        network: Any module.
+        network: Any module; its gated blocks are blocks too.
 
     Returns:
         Each block's name and parts, in the order of ``named_modules``.
@@ -35,6 +35,9 @@ def find_blocks(network: nn.Module) -> dict[str, Split]:
 
     def visit(parent: nn.Module, prefix: str) -> None:
         for name, child in parent.named_children():
+            if isinstance(child, GatedBlock):
+                found[prefix + name] = child.parts
+                continue
             try:
                 found[prefix + name] = split(child)
             except NotResidualError:
@@ -88,15 +91,34 @@ def convert(
         )
     wanted = _wanted(found, targets, blocks)
     for name, target in wanted.items():
-        parent, _, child = name.rpartition(".")
         block = network.get_submodule(name)
         gate = Gate(found[name].channels, width)
         gate.target = target
         if (weight := next(block.parameters(), None)) is not None:
             gate.to(weight.device, weight.dtype)
-        gated = GatedBlock(block, found[name], gate).train(block.training)
-        setattr(network.get_submodule(parent), child, gated)
+        _replace(network, name, GatedBlock(block, found[name], gate).train(block.training))
     return network
+
+
+def strip(network: Network) -> Network:
+    """Take the gates out of a network, in place: the inverse of ``convert``.
+
+    Example:
+        >>> import torchvision
+        >>> network = torchvision.models.resnet18()
+        >>> keys = list(network.state_dict())
+        >>> list(strip(convert(network)).state_dict()) == keys
+        True
+    """
+    for name, module in list(network.named_modules()):
+        if isinstance(module, GatedBlock):
+            _replace(network, name, module.ungated())
+    return network
+
+
+def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)
 
 
 def _wanted(

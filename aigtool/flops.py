@@ -7,7 +7,7 @@ and gates on their own. A gate's pooling is a mean, in which fvcore counts nothi
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from aigtool.blocks import GatedBlock
-from aigtool.conversion import gate_policy, named_gates
+from aigtool.conversion import find_blocks, gate_policy
 from aigtool.gates import Gate, Policy
 
 
@@ -27,6 +27,7 @@ class BlockFlops:
     Attributes:
         name: The block's name.
         gflops: The whole block: residual and shortcut.
+        gated: Whether it has a gate.
         skippable: What a closed gate saves.
         gate: What the gate adds.
         gate_params: Parameters of the gate.
@@ -34,9 +35,10 @@ class BlockFlops:
 
     name: str
     gflops: float
-    skippable: float
-    gate: float
-    gate_params: int
+    gated: bool = False
+    skippable: float = 0.0
+    gate: float = 0.0
+    gate_params: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class NetworkFlops:
     Attributes:
         gflops_dense: The network before gating, which is the network with open gates.
         params: Parameters of the network before gating.
-        blocks: The gated blocks, in order of execution.
+        blocks: The residual blocks, gated or not, in order of execution.
 
     Example:
         >>> from aigtool.models.zoo import create_network
@@ -61,6 +63,11 @@ class NetworkFlops:
     gflops_dense: float
     params: int
     blocks: tuple[BlockFlops, ...]
+
+    @property
+    def gated_blocks(self) -> tuple[BlockFlops, ...]:
+        """The blocks that have a gate."""
+        return tuple(block for block in self.blocks if block.gated)
 
     @property
     def gate_gflops(self) -> float:
@@ -82,7 +89,7 @@ class NetworkFlops:
         Returns:
             ``(images,)``.
         """
-        saved = (~executed) @ np.array([block.skippable for block in self.blocks])
+        saved = (~executed) @ np.array([block.skippable for block in self.gated_blocks])
         overhead = self.gate_gflops if policy in ("argmax", "sampled") else 0.0
         result: npt.NDArray[np.float64] = self.gflops_dense + overhead - saved
         return result
@@ -116,20 +123,33 @@ def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> Network
         with gate_policy(network, "closed"):
             closed = _count(network, image)
         blocks = tuple(
-            BlockFlops(
-                name=name,
-                gflops=opened[name] / 1e9,
-                skippable=(opened[name] - closed[name]) / 1e9,
-                gate=_count(_GateLogits(gate), inputs[gate])[""] / 1e9,
-                gate_params=sum(p.numel() for p in gate.parameters()),
+            _with_gate(
+                BlockFlops(name, opened[name] / 1e9), opened[name] - closed[name], block, inputs
             )
-            for name, gate in named_gates(network)
+            for name, block in (
+                (name, network.get_submodule(name)) for name in find_blocks(network)
+            )
         )
     params = sum(p.numel() for p in network.parameters())
     return NetworkFlops(
         gflops_dense=opened[""] / 1e9,
         params=params - sum(block.gate_params for block in blocks),
         blocks=blocks,
+    )
+
+
+def _with_gate(
+    counts: BlockFlops, saved: int, block: nn.Module, inputs: dict[Gate, Tensor]
+) -> BlockFlops:
+    if not isinstance(block, GatedBlock):
+        return counts
+    gate = block.gate
+    return replace(
+        counts,
+        gated=True,
+        skippable=saved / 1e9,
+        gate=_count(_GateLogits(gate), inputs[gate])[""] / 1e9,
+        gate_params=sum(p.numel() for p in gate.parameters()),
     )
 
 

@@ -120,9 +120,7 @@ class Gate(nn.Module):
         else:
             margin = logit - self.threshold
         if self.training or logit.requires_grad:
-            return Decision(
-                straight_through(margin, self.temperature).to(x.dtype), logit, "scaled"
-            )
+            return Decision(straight_through(margin, self.temperature).to(x.dtype), logit, "scaled")
         return Decision((margin > 0).to(x.dtype), logit, "chosen")
 
     def extra_repr(self) -> str:

@@ -68,8 +68,7 @@ def check_output(path: str | Path, *, force: bool = False) -> Path:
         >>> check_output("/proc/out.safetensors")
         Traceback (most recent call last):
         ...
-        aigtool.errors.UserError: output /proc/out.safetensors: the folder /proc cannot be written; \
-choose another place
+        aigtool.errors.UserError: output /proc/out.safetensors: the folder /proc cannot be ...
     """
     path = Path(path)
     occupied = any(path.iterdir()) if path.is_dir() else path.exists()

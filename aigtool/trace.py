@@ -14,7 +14,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from aigtool.conversion import gate_policy, named_gates, recorded_decisions
@@ -79,7 +78,7 @@ class ExecutionTrace:
     @property
     def gates(self) -> tuple[str, ...]:
         """Names of the gated blocks, in the order of execution."""
-        return tuple(block.name for block in self.flops.blocks)
+        return tuple(block.name for block in self.flops.gated_blocks)
 
     @cached_property
     def gflops(self) -> npt.NDArray[np.float64]:
@@ -161,7 +160,7 @@ def load_trace(path: str | Path) -> ExecutionTrace:
             "writes one"
         ) from error
     frame = table.to_pandas()
-    names = [block.name for block in blocks]
+    names = [block.name for block in flops.gated_blocks]
     return ExecutionTrace(
         images=frame[[c for c in frame if not str(c).startswith((_EXECUTED, _PROBABILITY))]],
         executed=_matrix(frame, _EXECUTED, names).astype(bool),
@@ -213,8 +212,8 @@ def collect_trace(
             gate_policy(network, policy),
             recorded_decisions(network) as decisions,
         ):
-            for pixels, labels in load_batches(images, batch_size=batch_size, workers=workers):
-                pixels, labels = pixels.to(device), labels.to(device)
+            for batch in load_batches(images, batch_size=batch_size, workers=workers):
+                pixels, labels = (tensor.to(device) for tensor in batch)
                 start = time.perf_counter()
                 logits = network(pixels).float()
                 if device.type == "cuda":
@@ -244,14 +243,12 @@ def collect_trace(
 
 
 def _judge(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, npt.NDArray[Any]]:
-    own = logits.gather(1, labels[:, None])
-    confidence, prediction = logits.softmax(1).max(1)
+    ranked = logits.argsort(dim=1, descending=True, stable=True)
+    confidence = logits.softmax(1).amax(1)
     values = {
         "label": labels,
-        "prediction": prediction,
-        # A tie goes to the class that argmax takes, the first one.
-        "label_rank": (logits > own).sum(1)
-        + ((logits == own) & (torch.arange(logits.shape[1], device=logits.device) < labels[:, None])).sum(1),
+        "prediction": ranked[:, 0],
+        "label_rank": (ranked == labels[:, None]).int().argmax(1),
         "confidence": confidence,
         "loss": F.cross_entropy(logits, labels, reduction="none"),
     }

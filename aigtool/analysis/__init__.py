@@ -1,0 +1,1 @@
+"""Pure functions over execution traces, and their plots."""

@@ -1,0 +1,1 @@
+"""Images: folders, timm data sets and the embedded digits."""

@@ -19,6 +19,7 @@ from aigtool.data import digits
 from aigtool.errors import UserError
 
 DIGITS = "digits"
+_LIBRARIES = ("torch", "hfds", "hfids", "wds", "tfds")
 _SYNONYMS = (("train", "training"), ("val", "validation", "valid"), ("test", "testing"))
 
 Transform = Callable[[Image.Image], Tensor]
@@ -71,6 +72,29 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             [self.indices[index] for index in indices],
             transform or self.transform,
         )
+
+    def check_classes(self, num_classes: int) -> None:
+        """Refuse images whose labels are not a network's outputs.
+
+        Raises:
+            UserError: The classes are more than the network's outputs, or, where names do not
+                match them to outputs, fewer.
+        """
+        count = len(self.classes or ())
+        if self.classes is not None and count != num_classes:
+            raise UserError(
+                f"data {self.name} has {count} classes, the network has {num_classes} outputs: "
+                f"convert the network with --num-classes {count}, or map the folders with "
+                "--class-map FILE"
+            )
+
+    @property
+    def absent_classes(self) -> tuple[str, ...]:
+        """Classes of which there is no image, where that is known without reading them."""
+        if self.labels is None or self.classes is None:
+            return ()
+        present = {self.labels[index] for index in self.indices}
+        return tuple(name for label, name in enumerate(self.classes) if label not in present)
 
     def limited(self, count: int | None) -> "ImageSet":
         """Return ``count`` images spread evenly over the set, which keeps classes in proportion.
@@ -146,14 +170,12 @@ def open_images(
         source = DataSource(source)
     if source.name == DIGITS:
         return _open_digits(split, transform, class_names)
-    if "/" in source.name and source.name.split("/")[0] in ("torch", "hfds", "hfids", "wds", "tfds"):
+    if source.name.partition("/")[0] in _LIBRARIES and not Path(source.name).is_dir():
         return _open_named(source, split, transform, class_names)
     return _open_folder(source, split, transform, class_names)
 
 
-def _open_digits(
-    split: str, transform: Transform, class_names: tuple[str, ...] | None
-) -> ImageSet:
+def _open_digits(split: str, transform: Transform, class_names: tuple[str, ...] | None) -> ImageSet:
     if split not in digits.SPLITS:
         raise UserError(
             f"split {split!r}: digits has {', '.join(digits.SPLITS)}; choose one with --split"
@@ -270,7 +292,8 @@ def _class_map(file: str, found: Sequence[str], folder: Path) -> dict[str, int]:
         raise UserError(f"class map {file} cannot be read: {error}") from error
     if not set(mapping) & set(found):
         raise UserError(
-            f"class map {file} names none of the folders in {folder}: they are {', '.join(found[:5])}"
+            f"class map {file} names none of the folders in {folder}, which are "
+            f"{', '.join(found[:5])}: expected their names, one a line"
         )
     return {str(name): int(index) for name, index in mapping.items()}
 

@@ -1,6 +1,6 @@
 """Images to batches: transforms and loaders."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -13,7 +13,7 @@ from aigtool.data.images import ImageSet, Transform
 from aigtool.errors import UserError
 from aigtool.models.description import InputSpec
 
-Batches = DataLoader[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Tensor, Tensor]]
 
 SMALL = 64
 """Up to this side, training crops shift a padded image; above it, they take a random part."""
@@ -65,14 +65,13 @@ def train_transform(
             std=_ones(spec),
         )
         return cast(Transform, transform)
-    return transforms.Compose(
-        [
-            transforms.Resize((height, width)),
-            transforms.RandomCrop((height, width), padding=(width // 8, height // 8)),
-            transforms.RandomHorizontalFlip(hflip),
-            transforms.ToTensor(),
-        ]
-    )
+    steps = [
+        transforms.Resize((height, width)),
+        transforms.RandomCrop((height, width), padding=(width // 8, height // 8)),
+        transforms.RandomHorizontalFlip(hflip),
+        transforms.ToTensor(),
+    ]
+    return cast(Transform, transforms.Compose(steps))
 
 
 def load_batches(
@@ -102,7 +101,7 @@ def load_batches(
     generator = None
     if shuffle_seed is not None:
         generator = torch.Generator().manual_seed(shuffle_seed)
-    return DataLoader(
+    loader: Batches = DataLoader(
         images,
         batch_size=batch_size,
         shuffle=shuffle_seed is not None,
@@ -110,6 +109,7 @@ def load_batches(
         generator=generator,
         pin_memory=pin_memory,
     )
+    return loader
 
 
 def held_out(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -140,8 +140,8 @@ def held_out(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[in
         out += [members[position] for position in order[:count]]
     if not 0 < fraction < 1 or not out:
         raise UserError(
-            f"validation fraction {fraction} of {len(labels)} images holds out {len(out)}: expected "
-            "a share above 0 and below 1 that leaves images on both sides"
+            f"validation fraction {fraction} of {len(labels)} images holds out {len(out)}: "
+            "expected a share above 0 and below 1 that leaves images on both sides"
         )
     kept = sorted(set(range(len(labels))) - set(out))
     return kept, sorted(out)

@@ -71,9 +71,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.shortcut = (
-            nn.Identity() if stride == 1 else OptionAShortcut(in_channels, channels)
-        )
+        self.shortcut = nn.Identity() if stride == 1 else OptionAShortcut(in_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` to ``(N, channels, H / stride, W / stride)``."""
@@ -156,31 +154,31 @@ def _create(variant: str, depth: int, pretrained: bool, **options: Any) -> nn.Mo
     return network
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def cifar_resnet20(pretrained: bool = False, **options: Any) -> nn.Module:
     """ResNet-20 for 32x32 images, 0.27 M parameters."""
     return _create("cifar_resnet20", 20, pretrained, **options)
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def cifar_resnet32(pretrained: bool = False, **options: Any) -> nn.Module:
     """ResNet-32 for 32x32 images, 0.46 M parameters."""
     return _create("cifar_resnet32", 32, pretrained, **options)
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def cifar_resnet44(pretrained: bool = False, **options: Any) -> nn.Module:
     """ResNet-44 for 32x32 images, 0.66 M parameters."""
     return _create("cifar_resnet44", 44, pretrained, **options)
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def cifar_resnet56(pretrained: bool = False, **options: Any) -> nn.Module:
     """ResNet-56 for 32x32 images, 0.85 M parameters."""
     return _create("cifar_resnet56", 56, pretrained, **options)
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def cifar_resnet110(pretrained: bool = False, **options: Any) -> nn.Module:
     """ResNet-110 for 32x32 images, 1.73 M parameters."""
     return _create("cifar_resnet110", 110, pretrained, **options)

@@ -110,11 +110,11 @@ class Description:
         values = dict(values)
         values.pop("format_version")
         spec = values.pop("input")
-        lists = {key: tuple(spec.pop(key)) for key in ("size", "mean", "std")}
+        lists = {key: tuple(value) for key, value in spec.items() if isinstance(value, list)}
         names = values.pop("class_names")
         return cls(
             **values | {"history": tuple(values["history"])},
-            input=InputSpec(**lists, **spec),
+            input=InputSpec(**{**spec, **lists}),
             class_names=None if names is None else tuple(names),
         )
 
@@ -138,7 +138,6 @@ class PixelNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, spec: InputSpec) -> None:
         super().__init__()
-        import torch
 
         self.network = network
         self.register_buffer("mean", torch.tensor(spec.mean).view(-1, 1, 1), persistent=False)

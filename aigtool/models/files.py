@@ -17,6 +17,9 @@ from aigtool.output import replacing
 
 _KEY = "aigtool"
 
+DENSE_FILE = "dense.safetensors"
+"""The network before gating, as a run folder keeps it beside the gated one."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -84,6 +87,26 @@ def load_model(path: str | Path, network: nn.Module | None = None) -> Model:
     except RuntimeError as error:
         raise UserError(f"model file {path} does not fit its network: {error}") from error
     return Model(network.eval(), description)
+
+
+def load_reference(
+    model: Model, path: str | Path, dense: str | Path | None = None
+) -> tuple[str, Model]:
+    """Find what to compare a gated network with.
+
+    Args:
+        model: The gated network.
+        path: Its model file; a ``dense.safetensors`` beside it is the network before gating.
+        dense: Another file of the network before gating.
+
+    Returns:
+        ``"dense"`` and that network; or, where there is no such file, ``"open"`` and the gated
+        network itself, to be run with open gates.
+    """
+    beside = Path(path).parent / DENSE_FILE
+    if dense is None and (not beside.is_file() or beside.samefile(path)):
+        return "open", model
+    return "dense", load_model(dense or beside)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -12,6 +12,7 @@ import safetensors.torch
 import timm
 import torch
 import torchvision.models
+from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
 import aigtool.models.cifar_resnet  # noqa: F401 (registers its networks with timm)
@@ -85,7 +86,7 @@ def create_network(
             if not name.startswith(_HUBS) and not timm.is_model(name.split(".", 1)[0]):
                 raise _unknown(name)
             options = {} if num_classes is None else {"num_classes": num_classes}
-            network = cast(nn.Module, timm.create_model(name, pretrained=pretrained, **options))
+            network = timm.create_model(name, pretrained=pretrained, **options)
     except UserError:
         raise
     except Exception as error:
@@ -94,6 +95,38 @@ def create_network(
             f"{error}"
         ) from error
     return network.eval()
+
+
+def published_weights(name: str) -> list[str]:
+    """Name the published weights of a network: timm's tags or torchvision's enum.
+
+    Example:
+        >>> published_weights("torchvision:resnet18"), published_weights("cifar_resnet20")
+        (['IMAGENET1K_V1'], [])
+    """
+    if name.startswith(TORCHVISION):
+        weights = torchvision.models.get_model_weights(name.removeprefix(TORCHVISION))
+        return [member.name for member in weights]
+    configs = get_arch_pretrained_cfgs(name)
+    return [tag.partition(".")[2] for tag, config in configs.items() if config.has_weights]
+
+
+def count_classes(network: nn.Module) -> int:
+    """Return a network's number of outputs: timm's answer, or its last linear layer's.
+
+    Raises:
+        UserError: Neither is there.
+
+    Example:
+        >>> count_classes(create_network("torchvision:resnet18", num_classes=7))
+        7
+    """
+    if isinstance(answer := getattr(network, "num_classes", None), int):
+        return answer
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UserError(f"{type(network).__name__} does not tell its number of classes")
+    return linear[-1].out_features
 
 
 def class_names(network: nn.Module) -> tuple[str, ...] | None:
@@ -195,8 +228,10 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not loaded or not all(
-        isinstance(value, Tensor) for value in loaded.values()
+    if (
+        not isinstance(loaded, Mapping)
+        or not loaded
+        or not all(isinstance(value, Tensor) for value in loaded.values())
     ):
         raise UserError(f"weights {path}: no state dict in it; expected names with tensors")
     state = {str(key): value for key, value in loaded.items()}

@@ -1,0 +1,1 @@
+"""Attacks, defences and the accuracy they leave."""

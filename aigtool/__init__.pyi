@@ -1,0 +1,105 @@
+"""The public API on one screen."""
+
+from .analysis.figures import write_figures as write_figures
+from .analysis.rates import (
+    blocks_executed as blocks_executed,
+)
+from .analysis.rates import (
+    class_rates as class_rates,
+)
+from .analysis.rates import (
+    gate_rates as gate_rates,
+)
+from .blocks import GatedBlock as GatedBlock
+from .blocks import NotResidualError as NotResidualError
+from .blocks import split as split
+from .conversion import (
+    convert as convert,
+)
+from .conversion import (
+    find_blocks as find_blocks,
+)
+from .conversion import (
+    forced_decisions as forced_decisions,
+)
+from .conversion import (
+    gate_policy as gate_policy,
+)
+from .conversion import (
+    named_gates as named_gates,
+)
+from .conversion import (
+    recorded_decisions as recorded_decisions,
+)
+from .conversion import (
+    set_policy as set_policy,
+)
+from .conversion import (
+    strip as strip,
+)
+from .data.images import DataSource as DataSource
+from .data.images import ImageSet as ImageSet
+from .data.images import open_images as open_images
+from .data.loading import (
+    eval_transform as eval_transform,
+)
+from .data.loading import (
+    load_batches as load_batches,
+)
+from .data.loading import (
+    train_transform as train_transform,
+)
+from .device import find_device as find_device
+from .errors import NonFiniteLossError as NonFiniteLossError
+from .errors import UserError as UserError
+from .flops import NetworkFlops as NetworkFlops
+from .flops import count_flops as count_flops
+from .gates import Decision as Decision
+from .gates import Gate as Gate
+from .gates import straight_through as straight_through
+from .losses import (
+    execution_rates as execution_rates,
+)
+from .losses import (
+    network_rate_loss as network_rate_loss,
+)
+from .losses import (
+    per_layer_rate_loss as per_layer_rate_loss,
+)
+from .models.description import (
+    Description as Description,
+)
+from .models.description import (
+    InputSpec as InputSpec,
+)
+from .models.description import (
+    PixelNetwork as PixelNetwork,
+)
+from .models.files import Model as Model
+from .models.files import load_model as load_model
+from .models.files import save_model as save_model
+from .models.zoo import (
+    create_network as create_network,
+)
+from .models.zoo import (
+    list_networks as list_networks,
+)
+from .models.zoo import (
+    load_weights as load_weights,
+)
+from .robustness.attacks import fgsm as fgsm
+from .robustness.defenses import jpeg as jpeg
+from .robustness.evaluation import Judged as Judged
+from .robustness.evaluation import attack_accuracy as attack_accuracy
+from .trace import (
+    ExecutionTrace as ExecutionTrace,
+)
+from .trace import (
+    collect_trace as collect_trace,
+)
+from .trace import (
+    load_trace as load_trace,
+)
+from .training.config import FinetuneConfig as FinetuneConfig
+from .training.loop import finetune as finetune
+from .version import __version__ as __version__

@@ -1,0 +1,176 @@
+"""Figures of execution rates and of training, one style for all.
+
+Colours are those of Okabe and Ito, which colour-blind readers tell apart.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
+
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+    "figure.dpi": 150,
+}
+
+
+def new_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure in the common style and its axes, row by row."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = np.atleast_1d(figure.subplots(rows, columns)).ravel().tolist()
+    return figure, axes
+
+
+def class_heatmap(rates: pd.DataFrame, title: str = "") -> Figure:
+    """Draw execution rates, a row a class and a column a gate.
+
+    Args:
+        rates: What ``class_rates`` returned.
+        title: Said above the figure.
+    """
+    rows, columns = rates.shape
+    label = max((len(str(name)) for name in rates.index), default=0)
+    width = min(max(6.0, 2.2 + 0.07 * label + 0.24 * columns), 24)
+    height = min(max(2.8, 1.9 + 0.22 * rows), 40)
+    figure, (axes,) = new_figure(width, height)
+    image = axes.imshow(rates.to_numpy(), aspect="auto", vmin=0, vmax=1, cmap="cividis")
+    axes.grid(visible=False)
+    axes.set_yticks(range(rows), [str(name) for name in rates.index])
+    _label_gates(axes, [str(name) for name in rates.columns])
+    axes.set_title(title or "Execution rate of each gate, by class")
+    bar = figure.colorbar(image, ax=axes, pad=0.01)
+    bar.set_label("share of the class's images that execute the block")
+    return figure
+
+
+def gate_bars(rates: pd.DataFrame, title: str = "") -> Figure:
+    """Draw each gate's execution rate; what ``gate_rates`` returned."""
+    low, high = 0.05, 0.95
+    kinds = {
+        "always on (95 % or more)": (rates["rate"] >= high, BLUE),
+        "adaptive": ((rates["rate"] > low) & (rates["rate"] < high), GREEN),
+        "always off (5 % or less)": (rates["rate"] <= low, VERMILION),
+    }
+    figure, (axes,) = new_figure(min(max(6.0, 1.6 + 0.24 * len(rates)), 24), 3.4)
+    for label, (chosen, color) in kinds.items():
+        if chosen.any():
+            positions = np.flatnonzero(chosen.to_numpy())
+            # A sliver stands for a rate of zero, which would not be seen at all.
+            heights = rates["rate"].to_numpy()[positions].clip(min=0.006)
+            axes.bar(positions, heights, color=color, width=0.8, label=label)
+    if len(rates):
+        mean = rates["rate"].mean()
+        axes.axhline(mean, color=GREY, linestyle="--", linewidth=1, label=f"mean {mean:.2f}")
+    axes.grid(visible=False, axis="x")
+    axes.set(ylim=(0, 1.02), xlim=(-0.7, len(rates) - 0.3), ylabel="execution rate")
+    _label_gates(axes, [str(name) for name in rates["gate"]])
+    axes.set_title(title or "Execution rate of each gate", pad=24)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2, fontsize=8)
+    return figure
+
+
+def blocks_histogram(counts: pd.DataFrame, title: str = "") -> Figure:
+    """Draw how many images executed each number of blocks; what ``blocks_executed`` returned."""
+    figure, (axes,) = new_figure(6.4, 3.4)
+    axes.bar(counts["blocks"], counts["right"], color=BLUE, width=0.85, label="right answer")
+    axes.bar(
+        counts["blocks"],
+        counts["wrong"],
+        bottom=counts["right"],
+        color=ORANGE,
+        width=0.85,
+        label="wrong answer",
+    )
+    total = counts["images"].sum()
+    if total:
+        mean = (counts["blocks"] * counts["images"]).sum() / total
+        axes.axvline(mean, color=GREY, linestyle="--", linewidth=1, label=f"mean {mean:.1f}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(visible=False, axis="x")
+    axes.set(xlabel="gated blocks executed", ylabel="images", xlim=(-0.7, len(counts) - 0.3))
+    axes.set_title(title or "Gated blocks executed per image")
+    axes.legend()
+    return figure
+
+
+def training_figure(metrics: pd.DataFrame) -> Figure:
+    """Draw a run's ``metrics.csv``: loss, accuracy and execution rates over the epochs."""
+    figure, (loss, accuracy, rate) = new_figure(10, 3.2, columns=3)
+    epochs = metrics["epoch"]
+    marker = "o" if len(metrics) < 30 else None
+    loss.plot(epochs, metrics["train_loss"], color=BLUE, marker=marker, ms=3, label="training")
+    loss.plot(
+        epochs, metrics["val_loss"], color=ORANGE, marker=marker, ms=3, label="validation (task)"
+    )
+    loss.set(title="Loss", xlabel="epoch", ylim=(0, None))
+    loss.legend()
+
+    accuracy.plot(epochs, metrics["train_top1"], color=BLUE, marker=marker, ms=3, label="training")
+    accuracy.errorbar(
+        epochs,
+        metrics["val_top1"],
+        yerr=metrics["val_top1_stderr"],
+        color=ORANGE,
+        marker=marker,
+        ms=3,
+        elinewidth=0.8,
+        label="validation ± standard error",
+    )
+    best = metrics[metrics["best"]].tail(1)
+    accuracy.plot(
+        best["epoch"], best["val_top1"], "o", ms=9, mfc="none", mec=GREY, label="best epoch"
+    )
+    accuracy.set(title="Top-1 accuracy, %", xlabel="epoch")
+    accuracy.legend()
+
+    gates = [name for name in metrics if str(name).startswith("rate.")]
+    if gates:
+        rate.plot(epochs, metrics[gates], color=GREY, linewidth=0.6, alpha=0.5)
+        rate.plot([], [], color=GREY, linewidth=0.6, label="single gates")
+        rate.plot(
+            epochs,
+            metrics["train_execution_rate"],
+            color=BLUE,
+            marker=marker,
+            ms=3,
+            label="mean, training",
+        )
+        rate.plot(
+            epochs,
+            metrics["val_execution_rate"],
+            color=ORANGE,
+            marker=marker,
+            ms=3,
+            label="mean, argmax on validation",
+        )
+        rate.legend()
+    rate.set(title="Execution rate", xlabel="epoch", ylim=(-0.02, 1.02))
+    for axes in (loss, accuracy, rate):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def _label_gates(axes: Axes, names: Sequence[str]) -> None:
+    size = 8 if len(names) <= 60 else 5
+    axes.set_xticks(range(len(names)), list(names), rotation=90, fontsize=size)
+    axes.tick_params(axis="both", length=0)

@@ -1,0 +1,141 @@
+"""``aigtool attack``: the accuracy that FGSM leaves, with and without JPEG."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aigtool.cli.console import percent, print_json, print_table, progress, share, status, wrote
+from aigtool.cli.options import (
+    BatchSize,
+    ClassMap,
+    Data,
+    DataDir,
+    Debug,
+    Dense,
+    Device,
+    Download,
+    Force,
+    Json,
+    Limit,
+    ModelFile,
+    Quiet,
+    Split,
+    Workers,
+    parse_epsilons,
+    parse_qualities,
+)
+
+
+def attack(
+    model: ModelFile,
+    data: Data,
+    epsilons: Annotated[
+        str,
+        typer.Option(
+            "--epsilons",
+            metavar="LIST",
+            help="How far each pixel may move, of 0..1; 8/255 is understood.",
+        ),
+    ] = "0,1/255,2/255,4/255,8/255,16/255",
+    jpeg: Annotated[
+        str,
+        typer.Option("--jpeg", metavar="LIST", help="JPEG qualities to defend with."),
+    ] = "75",
+    split: Split = None,
+    limit: Limit = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    class_map: ClassMap = None,
+    dense: Dense = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 128,
+    workers: Workers = 2,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            help="Where table and figure go; NAME-attack beside the file by default.",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Attack the gated network and the one before gating with FGSM, on the same images.
+
+    The attacker knows network and gates (their gradient flows straight through) and not of the
+    JPEG defence.
+    """
+    from aigtool.output import check_output
+
+    amounts, qualities = parse_epsilons(epsilons), parse_qualities(jpeg)
+    folder = check_output(out or model.with_name(f"{model.stem}-attack"), force=force)
+    with status("loading the network"):
+        from aigtool.cli.opening import open_for, open_reference, ready
+        from aigtool.data.images import DataSource
+        from aigtool.device import find_device
+        from aigtool.models.files import load_model
+        from aigtool.output import replacing, write_json
+        from aigtool.robustness.evaluation import Judged, attack_accuracy
+        from aigtool.robustness.plots import robustness_figure
+
+        where = find_device(device)
+        loaded = load_model(model)
+        source = DataSource(data, data_dir, download, class_map)
+        images = open_for(loaded, source, split, limit)
+        kind, reference = open_reference(loaded, model, dense)
+        gated, other = ready(loaded, where), ready(reference, where)
+        networks = {
+            "gated": Judged(gated.network, gated.flops, loaded.description.policy),
+            kind: Judged(other.network, other.flops, "open"),
+        }
+    with progress("attacking", len(images)) as advance:
+        rows = attack_accuracy(
+            networks,
+            images,
+            epsilons=amounts,
+            qualities=qualities,
+            batch_size=batch_size,
+            workers=workers,
+            progress=advance,
+        )
+    about = f"{images.name} {images.split}".strip() + f", {len(images)} images"
+    records = [{str(key): value for key, value in row.items()} for row in rows.to_dict("records")]
+    result = {"data": about, "rows": records}
+    paths = [folder / name for name in ("attack.csv", "attack.json", "attack.png")]
+    with replacing(paths[0]) as temporary:
+        rows.to_csv(temporary, index=False)
+    write_json(paths[1], result)
+    with replacing(paths[2]) as temporary:
+        robustness_figure(rows, f"Accuracy under FGSM ({about})").savefig(temporary)
+    if json:
+        print_json(result)
+    else:
+        _show(records, about)
+    wrote(paths)
+
+
+def _show(rows: list[dict[str, Any]], about: str) -> None:
+    names = list(dict.fromkeys(str(row["network"]) for row in rows))
+    cases = list(dict.fromkeys((row["defense"], row["quality"], row["epsilon"]) for row in rows))
+    cell = {(r["network"], r["defense"], r["quality"], r["epsilon"]): r for r in rows}
+    print_table(
+        f"Top-1 under FGSM, {about}",
+        ["defence", "epsilon", *names, "gated: execution rate", "gates as on the clean image"],
+        [
+            [
+                "none" if defense == "none" else f"JPEG {quality:.0f}",
+                f"{255 * epsilon:g}/255",
+                *(percent(cell[name, defense, quality, epsilon]["top1"]) for name in names),
+                share(cell["gated", defense, quality, epsilon]["execution_rate"]),
+                share(cell["gated", defense, quality, epsilon]["gate_agreement"]),
+            ]
+            for defense, quality, epsilon in cases
+        ],
+        text_columns=2,
+    )

@@ -1,0 +1,176 @@
+"""What the command line shows: tables, notes, progress, JSON and one-line errors."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+LOG_SECONDS = 15.0
+"""In a log, a line of progress at most this often."""
+
+
+class Settings:
+    """What ``--quiet`` and ``--debug`` asked for, for the one command that runs."""
+
+    quiet = False
+    debug = False
+
+
+def note(text: str) -> None:
+    """Say something in passing, on stderr."""
+    if not Settings.quiet:
+        err.print(Text(text), soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Say what the user should doubt, on stderr, even under ``--quiet``."""
+    err.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+
+
+def wrote(paths: Sequence[str | Path], then: str = "") -> None:
+    """End a command: what it wrote and what to run next."""
+    for path in paths:
+        note(f"wrote {path}")
+    if then:
+        note(f"next: {then}")
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print the one JSON object of ``--json`` on stdout; what is not a number becomes null."""
+    sys.stdout.write(json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1
+) -> None:
+    """Print a table on stdout: the first ``text_columns`` to the left, figures to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        left = number < text_columns
+        table.add_column(
+            column, justify="left" if left else "right", overflow="fold", header_style="dim"
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    out.print(table)
+
+
+def print_facts(title: str, facts: Sequence[tuple[str, str]]) -> None:
+    """Print names and values, one a line, on stdout."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        table.add_row(name, Text(value))
+    table.show_header = False
+    out.print(table)
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s", style="dim")
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str = "images") -> Iterator[Callable[..., None]]:
+    """Show progress with its rate and the time left, live in a terminal, by lines in a log.
+
+    Yields:
+        A function of the number of units done since the last call, and perhaps ``about=`` with
+        figures to show beside.
+    """
+    if Settings.quiet:
+        yield lambda *_args, **_about: None
+        return
+    if not err.is_terminal:
+        yield _LogProgress(label, total, unit)
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[about]}"),
+        console=err,
+        transient=True,
+    ) as bar:
+        task = bar.add_task(label, total=total, unit=unit, about="")
+
+        def advance(done: int, about: str = "") -> None:
+            bar.update(task, advance=done, about=about)
+
+        yield advance
+
+
+class _LogProgress:
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = 0
+        self.start = self.last = time.monotonic()
+
+    def __call__(self, done: int, about: str = "") -> None:
+        self.done += done
+        now = time.monotonic()
+        if now - self.last < LOG_SECONDS:
+            return
+        self.last = now
+        rate = self.done / (now - self.start)
+        left = (self.total - self.done) / rate if rate else 0.0
+        note(
+            f"{self.label}: {self.done} of {self.total} {self.unit}, {rate:,.0f}/s, "
+            f"{left:.0f} s left{', ' + about if about else ''}"
+        )
+
+
+@contextmanager
+def status(text: str) -> Iterator[None]:
+    """Show, in a terminal, what a wait is for."""
+    if Settings.quiet or not err.is_terminal:
+        yield
+        return
+    with err.status(text):
+        yield
+
+
+def percent(value: float | None, stderr: float | None = None) -> str:
+    """Format a percentage, with its standard error where there is one."""
+    if value is None:
+        return "-"
+    return f"{value:.1f} %" if stderr is None else f"{value:.1f} ± {stderr:.1f} %"
+
+
+def share(value: float | None) -> str:
+    """Format a rate or fraction in 0..1."""
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,155 @@
+"""``aigtool evaluate``: accuracy, execution rates, GFLOPs and images a second."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aigtool.cli.console import (
+    percent,
+    print_json,
+    print_table,
+    progress,
+    share,
+    status,
+    warn,
+    wrote,
+)
+from aigtool.cli.options import (
+    BatchSize,
+    ClassMap,
+    Data,
+    DataDir,
+    Debug,
+    Dense,
+    Device,
+    Download,
+    Force,
+    Json,
+    Limit,
+    ModelFile,
+    PolicyOption,
+    Quiet,
+    Split,
+    Workers,
+)
+
+
+def evaluate(
+    model: ModelFile,
+    data: Data,
+    split: Split = None,
+    limit: Limit = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    class_map: ClassMap = None,
+    policy: PolicyOption = None,
+    dense: Dense = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 128,
+    workers: Workers = 2,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Write the execution trace, as Parquet; analyze reads it.",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a network on images: accuracy, execution rates, GFLOPs, images a second.
+
+    The network before gating is measured beside it on the same images.
+    """
+    from aigtool.output import check_output
+
+    if out is not None:
+        check_output(out, force=force)
+    with status("loading the network"):
+        from aigtool.cli.opening import open_for, open_reference, ready
+        from aigtool.data.images import DataSource
+        from aigtool.device import find_device
+        from aigtool.models.files import load_model
+        from aigtool.trace import collect_trace
+
+        where = find_device(device)
+        loaded = load_model(model)
+        chosen = policy or loaded.description.policy
+        source = DataSource(data, data_dir, download, class_map)
+        images = open_for(loaded, source, split, limit)
+        subject = ready(loaded, where)
+        kind, reference = open_reference(loaded, model, dense)
+    with progress("evaluating", len(images)) as advance:
+        trace = collect_trace(
+            subject.network,
+            images,
+            flops=subject.flops,
+            policy=chosen,
+            batch_size=batch_size,
+            workers=workers,
+            progress=advance,
+        )
+    summary = trace.summary()
+    beside: dict[str, Any] | None = None
+    if not (kind == "open" and (chosen == "open" or not trace.gates)):
+        other = ready(reference, where)
+        with progress(f"evaluating {kind}", len(images)) as advance:
+            beside = collect_trace(
+                other.network,
+                images,
+                flops=other.flops,
+                policy="open",
+                batch_size=batch_size,
+                workers=workers,
+                progress=advance,
+            ).summary()
+    if out is not None:
+        trace.save(out)
+    if json:
+        compared = None if beside is None else {"network": kind, **beside}
+        print_json({**summary, "data": trace.source, "reference": compared})
+    else:
+        _show(summary, beside, kind, trace.source)
+    if out is None:
+        wrote([], f"aigtool analyze {model} --data {data}")
+    else:
+        wrote([out], f"aigtool analyze {out}")
+    if trace.gates and chosen in ("argmax", "sampled") and not summary["adaptive_gates"]:
+        warn("no gate is adaptive: every image takes the same blocks; finetune the network")
+
+
+def _show(summary: dict[str, Any], beside: dict[str, Any] | None, kind: str, source: str) -> None:
+    columns = {f"policy {summary['policy']}": summary}
+    if beside is not None:
+        columns[kind] = beside
+    rows: dict[str, Callable[[dict[str, Any]], str]] = {
+        "top-1": lambda s: percent(s["top1"], s["top1_stderr"]),
+        "right": lambda s: f"{s['correct']} of {s['images']}",
+        "top-5": lambda s: percent(s["top5"], s["top5_stderr"]),
+        "execution rate": lambda s: share(s["execution_rate"]),
+        "GFLOPs executed": lambda s: f"{s['gflops_executed']:.4g}",
+        "of dense": lambda s: share(s["flops_fraction"]),
+        "images/s": lambda s: f"{s['images_per_second']:,.0f}",
+    }
+    print_table(
+        f"{source}, {summary['images']} images, {summary['gflops_dense']:.4g} GFLOPs dense",
+        ["", *columns],
+        [[name, *(show(column) for column in columns.values())] for name, show in rows.items()],
+    )
+    if summary["gates"]:
+        print_table(
+            f"{summary['adaptive_gates']} gates adaptive, {summary['always_on_gates']} always on, "
+            f"{summary['always_off_gates']} always off",
+            ["gate", "execution rate", "target"],
+            [
+                [gate["name"], share(gate["rate"]), share(gate["target"])]
+                for gate in summary["gates"]
+            ],
+        )

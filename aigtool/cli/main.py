@@ -1,0 +1,97 @@
+"""The entry point: commands, and every error as the one line it deserves."""
+
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+
+import typer
+
+from aigtool.cli.analyze import analyze
+from aigtool.cli.attack import attack
+from aigtool.cli.console import Settings, err
+from aigtool.cli.convert import convert
+from aigtool.cli.evaluate import evaluate
+from aigtool.cli.finetune import finetune
+from aigtool.cli.flops import flops
+from aigtool.cli.info import info
+from aigtool.cli.models import models
+from aigtool.errors import NonFiniteLossError, UserError
+from aigtool.version import __version__
+
+app = typer.Typer(
+    name="aigtool",
+    help="Turn a pretrained ResNet into one that decides, image by image, which of its blocks to "
+    "run, and measure what that buys.",
+    epilog="Start with: aigtool demo",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (models, convert, finetune, evaluate, flops, analyze, attack, info):
+    app.command()(command)
+
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+"""What typer raises for a wrong option; which module has it depends on typer's version."""
+
+
+def _version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"aigtool {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version."
+    ),
+) -> None:
+    pass
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: Without the program's name; ``sys.argv`` by default.
+
+    Returns:
+        0; 2 for what the user got wrong, told in one line; 3 for a loss that is not finite; 130
+        after Ctrl-C; 1, with a traceback, for a defect.
+    """
+    warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
+    Settings.quiet = Settings.debug = False
+    try:
+        code = app(args=arguments, prog_name="aigtool", standalone_mode=False)
+    except _USAGE_ERROR as error:
+        return _fail(_usage_text(error), 2)
+    except UserError as error:
+        if Settings.debug:
+            traceback.print_exc()
+        return _fail(str(error), 2)
+    except NonFiniteLossError as error:
+        return _fail(str(error), 3)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted; files that were written whole are kept", 130)
+    if code == 130:
+        return _fail("interrupted; files that were written whole are kept", 130)
+    return code if isinstance(code, int) else 0
+
+
+def _usage_text(error: BaseException) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "aigtool"
+    message = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+    return f"{message[:1].lower()}{message[1:]}; see {command} --help"
+
+
+def _fail(message: str, code: int) -> int:
+    err.print(f"error: {message}", style=None, markup=False, soft_wrap=True)
+    return code
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run())

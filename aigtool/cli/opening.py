@@ -1,0 +1,59 @@
+"""From a command's arguments to a network on its device and the images it is asked about."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from aigtool.cli.console import note, warn
+from aigtool.data.images import DataSource, ImageSet, default_split, open_images
+from aigtool.data.loading import eval_transform
+from aigtool.flops import NetworkFlops, count_flops
+from aigtool.models.description import PixelNetwork
+from aigtool.models.files import Model, load_reference
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A network that takes pixels, on its device, with its counts."""
+
+    network: PixelNetwork
+    flops: NetworkFlops
+
+
+def ready(model: Model, device: torch.device) -> Ready:
+    """Put a model on a device and count its multiply-accumulates."""
+    flops = count_flops(model.network, model.description.input.size)
+    return Ready(PixelNetwork(model.network, model.description.input).to(device).eval(), flops)
+
+
+def open_for(
+    model: Model, source: DataSource, split: str | None, limit: int | None = None
+) -> ImageSet:
+    """Open the images to evaluate a model on, and say what is special about them."""
+    description = model.description
+    images = open_images(
+        source,
+        default_split(source) if split is None else split,
+        eval_transform(description.input),
+        description.class_names,
+    )
+    images.check_classes(description.num_classes)
+    images = images.limited(limit)
+    if absent := images.absent_classes:
+        warn(
+            f"a subset of the classes: {len(absent)} of {len(images.classes or ())} have no image "
+            f"here ({', '.join(absent[:5])}{', ...' * (len(absent) > 5)})"
+        )
+    if split is None:
+        note(f"data: {images.name}, {images.split or 'the folder itself'}, {len(images)} images")
+    return images
+
+
+def open_reference(model: Model, path: Path, dense: Path | None) -> tuple[str, Model]:
+    """Find what to compare with; a dense file must be of the same network's kind of input."""
+    name, reference = load_reference(model, path, dense)
+    if name == "open":
+        return name, reference
+    names = reference.description.class_names or model.description.class_names
+    return name, replace(reference, description=replace(reference.description, class_names=names))

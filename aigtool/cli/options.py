@@ -1,0 +1,181 @@
+"""Options that several commands share, named as timm names them."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from aigtool.cli.console import Settings
+from aigtool.errors import UserError
+
+Policy = Literal["argmax", "sampled", "open", "closed", "expected"]
+"""As in ``aigtool.gates``, which imports torch."""
+
+
+def _quiet(value: bool) -> bool:
+    Settings.quiet = value
+    return value
+
+
+def _debug(value: bool) -> bool:
+    Settings.debug = value
+    return value
+
+
+ModelFile = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="Model file that convert or finetune wrote."),
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="FOLDER|digits|NAME",
+        help="A folder with a folder a class (perhaps under train/, val/, test/); 'digits', the "
+        "embedded data set; or a timm data set name such as torch/cifar10.",
+        rich_help_panel="Data",
+    ),
+]
+DataDir = Annotated[
+    str | None,
+    typer.Option(
+        "--data-dir",
+        metavar="FOLDER",
+        help="Where a timm data set given by name lies.",
+        rich_help_panel="Data",
+    ),
+]
+Download = Annotated[
+    bool,
+    typer.Option(
+        "--download", help="Download a timm data set given by name.", rich_help_panel="Data"
+    ),
+]
+ClassMap = Annotated[
+    str | None,
+    typer.Option(
+        "--class-map",
+        metavar="FILE",
+        help="timm's class map: folder names in the order of the network's outputs, one a line.",
+        rich_help_panel="Data",
+    ),
+]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        help="Which part of the data; by default test/, else val/, else the folder itself.",
+        rich_help_panel="Data",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit",
+        metavar="N",
+        min=1,
+        help="Take N images, spread evenly over the data.",
+        rich_help_panel="Data",
+    ),
+]
+Dense = Annotated[
+    Path | None,
+    typer.Option(
+        "--dense",
+        metavar="FILE",
+        help="The network before gating, to compare with; by default dense.safetensors beside "
+        "MODEL, else MODEL itself with open gates.",
+    ),
+]
+PolicyOption = Annotated[
+    Policy | None,
+    typer.Option("--policy", help="Gate policy; by default the model file's, which is argmax."),
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel="Running"),
+]
+BatchSize = Annotated[
+    int,
+    typer.Option("--batch-size", "-b", min=1, help="Images a batch.", rich_help_panel="Running"),
+]
+Workers = Annotated[
+    int,
+    typer.Option(
+        "--workers", "-j", min=0, help="Processes that read images.", rich_help_panel="Running"
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Replace an output that exists.", rich_help_panel="Output"),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON object on stdout, all else on stderr.",
+        rich_help_panel="Output",
+    ),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", callback=_quiet, help="No progress and no notes.", rich_help_panel="Output"
+    ),
+]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug",
+        callback=_debug,
+        help="Show where an error came from.",
+        rich_help_panel="Output",
+    ),
+]
+
+
+def parse_epsilons(text: str) -> list[float]:
+    """Read epsilons such as ``0,2/255,0.03``.
+
+    Raises:
+        UserError: One is no number from 0 to 1.
+
+    Example:
+        >>> parse_epsilons("0,51/255")
+        [0.0, 0.2]
+    """
+    return [_epsilon(part.strip()) for part in text.split(",")]
+
+
+def _epsilon(text: str) -> float:
+    over, slash, under = text.partition("/")
+    try:
+        value = float(over) / float(under) if slash else float(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"epsilon {text!r}: expected numbers from 0 to 1 with commas between, such as "
+            "0,2/255,8/255"
+        ) from error
+    if not 0 <= value <= 1:
+        hint = f"; did you mean {text}/255?" if value > 1 and not slash else ""
+        raise UserError(f"epsilon {text}: expected a number from 0 to 1, such as 8/255{hint}")
+    return value
+
+
+def parse_qualities(text: str) -> list[int]:
+    """Read JPEG qualities such as ``75`` or ``50,75,90``.
+
+    Raises:
+        UserError: One is no whole number from 1 to 100.
+
+    Example:
+        >>> parse_qualities("50, 75")
+        [50, 75]
+    """
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not (part.isdecimal() and 1 <= int(part) <= 100):
+            raise UserError(
+                f"JPEG quality {part!r}: expected whole numbers from 1 to 100 with commas between"
+            )
+    return [int(part) for part in parts]

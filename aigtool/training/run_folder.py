@@ -1,0 +1,65 @@
+"""The run folder: what a fine-tuning run leaves behind."""
+
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import timm
+import torch
+import torchvision
+import yaml
+
+from aigtool.analysis.plots import training_figure
+from aigtool.models.files import DENSE_FILE
+from aigtool.output import replacing
+from aigtool.training.config import FinetuneConfig
+from aigtool.version import __version__
+
+
+class RunFolder:
+    """Paths and writers of a run's files; each is written whole or not at all.
+
+    Args:
+        path: The folder.
+
+    Example:
+        >>> RunFolder("runs/r56").best.as_posix()
+        'runs/r56/best.safetensors'
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.csv"
+        self.last = self.path / "last.ckpt"
+        self.best = self.path / "best.safetensors"
+        self.dense = self.path / DENSE_FILE
+        self.figure = self.path / "training.png"
+
+    def write_config(self, config: FinetuneConfig, context: dict[str, Any]) -> None:
+        """Write every option as used, and the versions."""
+        versions = {
+            "aigtool": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "timm": timm.__version__,
+        }
+        values = {**context, "options": asdict(config), "versions": versions}
+        with replacing(self.config) as temporary:
+            temporary.write_text(yaml.safe_dump(values, sort_keys=False))
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Write a row an epoch, and the picture of them."""
+        frame = pd.DataFrame(rows)
+        with replacing(self.metrics) as temporary:
+            frame.to_csv(temporary, index=False, float_format="%.6g")
+        with replacing(self.figure) as temporary:
+            training_figure(frame).savefig(temporary)
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Write all state, tensors and plain values only."""
+        with replacing(self.last) as temporary:
+            torch.save(state, temporary)
