@@ -80,9 +80,8 @@ def attack(
         from aigtool.data.images import DataSource
         from aigtool.device import find_device
         from aigtool.models.files import load_model
-        from aigtool.output import replacing, write_json
         from aigtool.robustness.evaluation import Judged, attack_accuracy
-        from aigtool.robustness.plots import robustness_figure
+        from aigtool.robustness.files import records, write_attack
 
         where = find_device(device)
         loaded = load_model(model)
@@ -105,18 +104,11 @@ def attack(
             progress=advance,
         )
     about = f"{images.name} {images.split}".strip() + f", {len(images)} images"
-    records = [{str(key): value for key, value in row.items()} for row in rows.to_dict("records")]
-    result = {"data": about, "rows": records}
-    paths = [folder / name for name in ("attack.csv", "attack.json", "attack.png")]
-    with replacing(paths[0]) as temporary:
-        rows.to_csv(temporary, index=False)
-    write_json(paths[1], result)
-    with replacing(paths[2]) as temporary:
-        robustness_figure(rows, f"Accuracy under FGSM ({about})").savefig(temporary)
+    paths = write_attack(rows, folder, about)
     if json:
-        print_json(result)
+        print_json({"data": about, "rows": records(rows)})
     else:
-        _show(records, about)
+        _show(records(rows), about)
     wrote(paths)
 
 

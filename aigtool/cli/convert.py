@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from aigtool.cli.console import note, print_facts, print_json, status, warn, wrote
+from aigtool.cli.console import print_facts, print_json, status, warn, wrote
 from aigtool.cli.options import Debug, Force, Json, Quiet
 
 
@@ -57,6 +57,7 @@ def convert(
     if weights is not None and pretrained:
         raise UserError("--weights and --pretrained were both given: expected one of them")
     name = model.rpartition("/")[2].rpartition(":")[2]
+    untrained = weights is None and not pretrained
     target = check_output(out or Path(f"{name}.safetensors"), force=force)
     with status("building the network"):
         from aigtool.conversion import convert as convert_network
@@ -72,15 +73,15 @@ def convert(
         description = Description(
             source=model,
             num_classes=count_classes(network),
-            class_names=class_names(network),
+            class_names=None if untrained else class_names(network),
             input=InputSpec.of(network),
         ).after(
             "convert",
-            weights=weights.name if weights else "published" if pretrained else "random",
+            weights="random" if untrained else weights.name if weights else "published",
         )
         counts = count_flops(network, description.input.size)
         save_model(target, network, description)
-    if weights is None and not pretrained:
+    if untrained:
         warn("the weights are random: give your own with --weights, or --pretrained")
     result = {
         "out": str(target),
@@ -106,6 +107,3 @@ def convert(
             ],
         )
     wrote([target], f"aigtool finetune {target} --data FOLDER --target-rate 0.6")
-    note(
-        f"the original network is what it computes with open gates: evaluate {target} --policy open"
-    )

@@ -1,10 +1,8 @@
 """``aigtool finetune``: train gates and network to a target execution rate."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -35,12 +33,11 @@ from aigtool.cli.options import (
     Quiet,
     Workers,
 )
+from aigtool.cli.reporting import training_progress
 
 if TYPE_CHECKING:
     from aigtool.cli.opening import Ready
     from aigtool.data.training import TrainingImages
-    from aigtool.training.config import FinetuneConfig
-    from aigtool.training.loop import StepReport
 
 _RECIPE = "Recipe"
 
@@ -200,7 +197,7 @@ def finetune(
         teacher = reference.network if kind == "dense" else None
     note(f"data: {data}, {len(images.train)} images to train on, {len(images.val)} to validate on")
     _tell_before(ready(reference, where), images, kind, batch_size, workers)
-    with _reporting(config, len(images.train)) as (on_step, on_epoch):
+    with training_progress(config, len(images.train)) as (on_step, on_epoch):
         result = finetune_network(
             loaded,
             images.train,
@@ -282,34 +279,3 @@ def _tell_before(
             f"the weights have probably seen the images held out of train/ (cross entropy "
             f"{loss:.4f}): accuracy there says little; give the data a val/ of new images"
         )
-
-
-@contextmanager
-def _reporting(
-    config: "FinetuneConfig", images: int
-) -> Iterator[tuple[Callable[["StepReport"], None], Callable[[dict[str, Any]], None]]]:
-    """Show each step in the progress line and each epoch in a line of its own."""
-    with progress("training", config.epochs * images) as advance:
-
-        def on_step(step: "StepReport") -> None:
-            last = step.step == step.steps
-            done = images - (step.steps - 1) * config.batch_size if last else config.batch_size
-            advance(
-                done,
-                about=f"epoch {step.epoch}/{config.epochs} loss {step.loss:.3f} "
-                f"top-1 {step.top1:.1f} % rate {step.execution_rate:.3f}",
-            )
-
-        def on_epoch(row: dict[str, Any]) -> None:
-            note(
-                f"epoch {row['epoch']}/{config.epochs}: loss {row['train_loss']:.3f}, "
-                f"validation top-1 {percent(row['val_top1'], row['val_top1_stderr'])}, "
-                f"execution rate {share(row['val_execution_rate'])} "
-                f"(training {share(row['train_execution_rate'])}), "
-                f"GFLOPs {share(row['val_flops_fraction'])} of dense, "
-                f"{row['val_adaptive_gates']} adaptive gates, "
-                f"{row['train_images_per_second']:,.0f} images/s"
-                f"{', best so far' if row['best'] else ''}"
-            )
-
-        yield on_step, on_epoch

@@ -11,6 +11,7 @@ from aigtool.cli.analyze import analyze
 from aigtool.cli.attack import attack
 from aigtool.cli.console import Settings, err
 from aigtool.cli.convert import convert
+from aigtool.cli.demo import demo
 from aigtool.cli.evaluate import evaluate
 from aigtool.cli.finetune import finetune
 from aigtool.cli.flops import flops
@@ -26,9 +27,10 @@ app = typer.Typer(
     epilog="Start with: aigtool demo",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (models, convert, finetune, evaluate, flops, analyze, attack, info):
+for command in (models, convert, finetune, evaluate, flops, analyze, attack, info, demo):
     app.command()(command)
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]

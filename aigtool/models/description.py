@@ -122,8 +122,10 @@ class Description:
 class PixelNetwork(nn.Module):
     """A network that takes pixels in 0..1 and normalises them itself.
 
+    It computes in the channels-last memory format, in which convolutions are faster, on a CPU too.
+
     Args:
-        network: Takes normalised images.
+        network: Takes normalised images; its weights are laid out channels-last, in place.
         spec: Whose mean and standard deviation to use.
 
     Example:
@@ -139,11 +141,12 @@ class PixelNetwork(nn.Module):
     def __init__(self, network: nn.Module, spec: InputSpec) -> None:
         super().__init__()
 
-        self.network = network
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.register_buffer("mean", torch.tensor(spec.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(-1, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pixels ``(N, C, H, W)`` in 0..1 to the network's output."""
-        output: Tensor = self.network((pixels - self.mean) / self.std)
+        normalized = (pixels - self.mean) / self.std
+        output: Tensor = self.network(normalized.contiguous(memory_format=torch.channels_last))
         return output

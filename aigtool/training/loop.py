@@ -27,7 +27,7 @@ from aigtool.errors import NonFiniteLossError, UserError
 from aigtool.flops import count_flops
 from aigtool.gates import Decision
 from aigtool.losses import execution_rates, network_rate_loss, per_layer_rate_loss
-from aigtool.models.description import Description, PixelNetwork
+from aigtool.models.description import PixelNetwork
 from aigtool.models.files import Model, save_model
 from aigtool.trace import collect_trace
 from aigtool.training.config import FinetuneConfig, noise_at
@@ -109,15 +109,19 @@ def finetune(
     names = model.description.class_names or train.classes
     description = replace(model.description, class_names=names, policy="argmax")
     network = PixelNetwork(model.network, description.input).to(device)
-    dense = strip(copy.deepcopy(model.network)) if teacher is None else teacher
-    save_model(folder.dense, dense, replace(description, gated_blocks={}))
-    folder.write_config(config, context or {})
-
     gates = dict(named_gates(network))
+    dense = strip(copy.deepcopy(model.network)) if teacher is None else teacher
+    if gates:
+        save_model(folder.dense, dense, description)
+    folder.write_config(config, context or {})
     if config.target == "per-layer":
         for gate in gates.values():
             gate.target = gate.target or config.target_rate
-    trainer = _Trainer(network, _teacher(dense, description, device, config), config, len(train))
+    if config.distill == 0:
+        guide = None
+    else:
+        guide = PixelNetwork(dense, description.input).to(device).eval().requires_grad_(False)
+    trainer = _Trainer(network, guide, config, len(train))
     flops = count_flops(model.network, description.input.size)
     metrics: list[dict[str, Any]] = []
     best: tuple[float, float, int] | None = None
@@ -321,14 +325,6 @@ def _parameter_groups(network: nn.Module, config: FinetuneConfig) -> list[dict[s
         {"params": list(of_gates), "weight_decay": 0.0, "lr": config.gate_lr},
     ]
     return [group for group in groups if group["params"]]
-
-
-def _teacher(
-    dense: nn.Module, description: Description, device: torch.device | str, config: FinetuneConfig
-) -> nn.Module | None:
-    if config.distill == 0:
-        return None
-    return PixelNetwork(dense, description.input).to(device).eval().requires_grad_(False)
 
 
 def _validation(summary: dict[str, Any], loss: float) -> dict[str, Any]:

@@ -43,8 +43,8 @@ class RunFolder:
         versions = {
             "aigtool": __version__,
             "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
             "timm": timm.__version__,
         }
         values = {**context, "options": asdict(config), "versions": versions}

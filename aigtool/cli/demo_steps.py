@@ -1,0 +1,118 @@
+"""What ``aigtool demo`` does, step by step; the example of the library from end to end."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from aigtool.analysis.figures import write_figures
+from aigtool.cli.console import note, progress
+from aigtool.cli.opening import Ready, ready
+from aigtool.cli.reporting import training_progress
+from aigtool.conversion import convert
+from aigtool.data.images import DIGITS, DataSource, ImageSet, open_images
+from aigtool.data.loading import eval_transform
+from aigtool.data.training import TrainingImages, open_training_images
+from aigtool.gates import Policy
+from aigtool.models.description import Description, InputSpec
+from aigtool.models.files import Model, load_model, save_model
+from aigtool.models.zoo import create_network
+from aigtool.robustness.evaluation import Judged, attack_accuracy
+from aigtool.robustness.files import write_attack
+from aigtool.trace import ExecutionTrace, collect_trace
+from aigtool.training.config import FinetuneConfig
+from aigtool.training.loop import finetune
+
+NETWORK = "cifar_resnet20"
+EPSILON = 8 / 255
+
+# A data set of 1,257 small images wants small batches, and an optimiser that is quick with them.
+_RECIPE = FinetuneConfig(
+    target_rate=0.65,
+    epochs=10,
+    batch_size=32,
+    opt="adamw",
+    lr=1e-3,
+    gate_lr=1e-2,
+    weight_decay=0.02,
+)
+
+
+def run_demo(
+    folder: Path, device: torch.device, seed: int
+) -> tuple[dict[str, Any], list[Path], float]:
+    """Train, convert, fine-tune, measure, look into and attack a ResNet-20 on digits.
+
+    Returns:
+        The figures of the dense and of the gated network, the files written, the seconds taken.
+    """
+    start = time.monotonic()
+    torch.manual_seed(seed)
+    network = create_network(NETWORK)
+    model = Model(network, Description(NETWORK, 10, input=InputSpec.of(network)))
+    images = open_training_images(model.description, DataSource(DIGITS), seed=seed)
+
+    note(f"1. train {NETWORK} on {len(images.train)} digits, as any network is trained")
+    plain = replace(_RECIPE, epochs=8, lr=3e-3, warmup_epochs=1, distill=0.0, seed=seed)
+    dense = _train(model, images, plain, folder / "dense", device)
+
+    note("2. convert: a gate before each of its residual blocks")
+    gated = Model(convert(dense.network), dense.description.after("convert"))
+    save_model(folder / "converted.safetensors", gated.network, gated.description)
+
+    note(f"3. fine-tune it to run {100 * _RECIPE.target_rate:.0f} % of its blocks")
+    gated = _train(gated, images, replace(_RECIPE, seed=seed), folder / "run", device)
+
+    note("4. measure both on test images that neither has seen")
+    dense = load_model(folder / "run" / "dense.safetensors")
+    test = open_images(DIGITS, "test", eval_transform(dense.description.input))
+    subjects: dict[str, tuple[Ready, Policy]] = {
+        "dense": (ready(dense, device), "open"),
+        "gated": (ready(gated, device), "argmax"),
+    }
+    traces = {name: _measure(name, *subject, test) for name, subject in subjects.items()}
+
+    note("5. look into the gates")
+    figures = write_figures(traces["gated"], folder / "analysis")
+
+    note("6. attack both with FGSM, with and without JPEG as a defence")
+    judged = {name: Judged(s.network, s.flops, policy) for name, (s, policy) in subjects.items()}
+    with progress("attacking", len(test)) as advance:
+        rows = attack_accuracy(judged, test, epsilons=(0, EPSILON / 2, EPSILON), progress=advance)
+    curves = write_attack(rows, folder / "attack", f"digits test, {len(test)} images")
+
+    results = {name: trace.summary() | _attacked(rows, name) for name, trace in traces.items()}
+    return results, [folder / "run", *figures, *curves], time.monotonic() - start
+
+
+def _train(
+    model: Model, images: TrainingImages, config: FinetuneConfig, out: Path, device: torch.device
+) -> Model:
+    with training_progress(config, len(images.train)) as (on_step, on_epoch):
+        return finetune(
+            model,
+            images.train,
+            images.val,
+            config,
+            out=out,
+            device=device,
+            on_step=on_step,
+            on_epoch=on_epoch,
+        ).model
+
+
+def _measure(name: str, subject: Ready, policy: Policy, test: ImageSet) -> ExecutionTrace:
+    with progress(f"evaluating {name}", len(test)) as advance:
+        return collect_trace(
+            subject.network, test, flops=subject.flops, policy=policy, progress=advance
+        )
+
+
+def _attacked(rows: pd.DataFrame, name: str) -> dict[str, float]:
+    """Return a network's accuracy at the largest epsilon, undefended and behind JPEG."""
+    chosen = rows[(rows["network"] == name) & (rows["epsilon"] == EPSILON)]
+    top1 = chosen.set_index("defense")["top1"]
+    return {"top1_fgsm": float(top1["none"]), "top1_fgsm_jpeg": float(top1["jpeg"])}
