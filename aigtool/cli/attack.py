@@ -121,7 +121,7 @@ def _show(rows: list[dict[str, Any]], about: str) -> None:
         ["defence", "epsilon", *names, "gated: execution rate", "gates as on the clean image"],
         [
             [
-                "none" if defense == "none" else f"JPEG {quality:.0f}",
+                "none" if defense == "none" else f"JPEG {quality}",
                 f"{255 * epsilon:g}/255",
                 *(percent(cell[name, defense, quality, epsilon]["top1"]) for name in names),
                 share(cell["gated", defense, quality, epsilon]["execution_rate"]),

@@ -141,7 +141,7 @@ class PixelNetwork(nn.Module):
     def __init__(self, network: nn.Module, spec: InputSpec) -> None:
         super().__init__()
 
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.tensor(spec.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(-1, 1, 1), persistent=False)
 

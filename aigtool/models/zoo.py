@@ -2,7 +2,7 @@
 
 import difflib
 import pickle
-import zipfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -209,16 +209,13 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             loaded: Any = safetensors.torch.load_file(path)
         else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # the error below says it
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error) and zipfile.is_zipfile(path):
-            raise UserError(
-                f"weights {path} hold more than tensors and plain values, and reading them would "
-                "run code; save the state dict alone"
-            ) from error
         raise UserError(
-            f"weights {path}: not a checkpoint that can be read safely; expected .safetensors, or "
-            "a state dict that torch.save wrote"
+            f"weights {path} cannot be read safely: they are no checkpoint, or hold more than "
+            "tensors and plain values, and reading that could run code; save the state dict alone"
         ) from error
     except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(

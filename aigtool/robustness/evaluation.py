@@ -114,12 +114,13 @@ def attack_accuracy(
                 _attack_batch(name, judged, (pixels, labels), cases, totals)
         totals.images += len(labels)
         progress(len(labels))
-    return pd.DataFrame(
+    rows = pd.DataFrame(
         _row(name, judged, epsilon, quality, totals)
         for name, judged in networks.items()
         for quality in cases.qualities
         for epsilon in epsilons
     )
+    return rows.astype({"quality": "Int64"})
 
 
 def _attack_batch(

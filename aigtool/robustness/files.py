@@ -33,8 +33,8 @@ def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a table's rows as plain dicts, with None where there is no value.
 
     Example:
-        >>> records(pd.DataFrame({"quality": [75.0, None]}))
-        [{'quality': 75.0}, {'quality': None}]
+        >>> records(pd.DataFrame({"quality": [75, None]}, dtype="Int64"))
+        [{'quality': 75}, {'quality': None}]
     """
     plain = rows.astype(object).where(rows.notna(), None)
     return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from aigtool.analysis.plots import BLUE, GREEN, ORANGE, new_figure
+from aigtool.plotting import BLUE, GREEN, ORANGE, new_figure
 
 _COLORS = {"gated": BLUE, "dense": ORANGE, "open": GREEN}
 

@@ -111,9 +111,6 @@ def finetune(
     network = PixelNetwork(model.network, description.input).to(device)
     gates = dict(named_gates(network))
     dense = strip(copy.deepcopy(model.network)) if teacher is None else teacher
-    if gates:
-        save_model(folder.dense, dense, description)
-    folder.write_config(config, context or {})
     if config.target == "per-layer":
         for gate in gates.values():
             gate.target = gate.target or config.target_rate
@@ -122,6 +119,9 @@ def finetune(
     else:
         guide = PixelNetwork(dense, description.input).to(device).eval().requires_grad_(False)
     trainer = _Trainer(network, guide, config, len(train))
+    folder.write_config(config, context or {})
+    if gates:
+        save_model(folder.dense, dense, description)
     flops = count_flops(model.network, description.input.size)
     metrics: list[dict[str, Any]] = []
     best: tuple[float, float, int] | None = None

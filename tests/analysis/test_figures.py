@@ -1,0 +1,60 @@
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from aigtool.analysis.figures import write_figures
+from aigtool.analysis.rates import class_rates
+from aigtool.errors import UserError
+from aigtool.trace import ExecutionTrace
+from tests.analysis.test_rates import make_trace
+
+
+@pytest.mark.parametrize(
+    ("classes", "gates", "rate"),
+    [(2, 8, 0.5), (10, 27, 0.5), (10, 54, 0.0), (10, 54, 1.0), (100, 150, 0.5)],
+)
+def test_every_figure_is_drawn_without_a_warning(
+    classes: int, gates: int, rate: float, tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(0)
+    executed = generator.random((200, gates)) < rate
+    labels = generator.integers(0, classes, 200)
+    trace = make_trace(executed, labels, generator.integers(0, 2, 200), classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        paths = write_figures(trace, tmp_path)
+    assert sorted(path.name for path in paths) == [
+        "blocks_executed.csv",
+        "blocks_executed.png",
+        "class_rates.csv",
+        "class_rates.png",
+        "gate_rates.csv",
+        "gate_rates.png",
+    ]
+    for path in paths:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                assert min(image.size) > 400
+                assert image.convert("L").getextrema()[0] < 100
+
+
+def test_one_image(tmp_path: Path) -> None:
+    trace = make_trace(np.ones((1, 3), dtype=bool), np.array([1]), np.array([0]), 2)
+    assert len(write_figures(trace, tmp_path)) == 6
+
+
+def test_csvs_hold_the_numbers_behind(small_trace: ExecutionTrace, tmp_path: Path) -> None:
+    write_figures(small_trace, tmp_path)
+    frame = pd.read_csv(tmp_path / "class_rates.csv", index_col="class")
+    pd.testing.assert_frame_equal(frame, class_rates(small_trace), check_names=False)
+    assert pd.read_csv(tmp_path / "gate_rates.csv")["rate"].tolist() == [1.0, 0.25]
+
+
+def test_a_trace_without_gates_is_told(tmp_path: Path) -> None:
+    trace = make_trace(np.ones((2, 0), dtype=bool), np.array([0, 1]), np.array([0, 0]), 2)
+    with pytest.raises(UserError, match="no gates to analyse"):
+        write_figures(trace, tmp_path)

@@ -1,0 +1,81 @@
+"""Networks and data that several tests share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from aigtool.models.zoo import create_network
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real images and pretrained weights, where they are at hand."""
+    if not (SHARED / "weights").is_dir():
+        pytest.skip(f"no real images and weights at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def enliven(network: nn.Module, size: int = 64) -> nn.Module:
+    """Give a network norms that let every block through.
+
+    timm starts each block's last norm at zero, so that a fresh block adds nothing and a test of
+    gates would be blind.
+    """
+    for name, parameter in network.named_parameters():
+        if parameter.ndim == 1 and not name.endswith("bias"):
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    network.train()
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.randn(8, 3, size, size))
+    return network.eval()
+
+
+@pytest.fixture(scope="session")
+def lively() -> Callable[[str], nn.Module]:
+    """Build a network by name with random weights whose blocks all matter."""
+
+    def build(name: str, size: int = 64) -> nn.Module:
+        torch.manual_seed(0)
+        return enliven(create_network(name), size)
+
+    return build
+
+
+@pytest.fixture
+def small_network() -> nn.Module:
+    """A lively ResNet-20 for 32x32 images."""
+    torch.manual_seed(0)
+    return enliven(create_network("cifar_resnet20", num_classes=3), 32)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """``train/``, ``val/`` and ``test/`` with three classes of small images of one colour each."""
+    root = tmp_path / "images"
+    colors = {"blue": (20, 20, 220), "green": (20, 200, 20), "red": (220, 30, 30)}
+    for split, count in (("train", 8), ("val", 4), ("test", 4)):
+        for name, color in colors.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                image = Image.new("RGB", (32, 32), color)
+                image.putpixel((number, number), (0, 0, 0))
+                image.save(folder / f"{number}.png")
+    return root
+
+
+def close(actual: Tensor, expected: Tensor, bound: float = 1e-5) -> bool:
+    """Whether two outputs agree within ``bound`` of the largest value."""
+    return bool((actual - expected).abs().max() <= bound * expected.abs().max())

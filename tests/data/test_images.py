@@ -1,0 +1,214 @@
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.functional import to_tensor
+
+from aigtool.data.images import DataSource, default_split, has_split, open_images
+from aigtool.data.loading import eval_transform, held_out, load_batches, train_transform
+from aigtool.data.training import open_training_images
+from aigtool.errors import UserError
+from aigtool.models.description import Description, InputSpec
+
+SPEC = InputSpec(size=(3, 32, 32), crop_pct=1.0)
+
+
+def test_a_folder_reads_as_torchvision_reads_it(image_folder: Path) -> None:
+    ours = open_images(str(image_folder), "train", to_tensor)
+    theirs = ImageFolder(str(image_folder / "train"), to_tensor)
+    assert ours.classes == tuple(theirs.classes)
+    assert len(ours) == len(theirs) == 24
+    for position in range(24):
+        pixels, label = ours[position]
+        assert label == theirs[position][1]
+        assert torch.equal(pixels, theirs[position][0])
+
+
+def test_folders_are_matched_by_name_never_by_position(image_folder: Path) -> None:
+    names = ("red", "violet", "blue", "green")
+    images = open_images(str(image_folder), "test", to_tensor, names)
+    by_file = {images.filename(i).split("/")[1]: images[i][1] for i in range(len(images))}
+    assert by_file == {"blue": 2, "green": 3, "red": 0}
+    assert images.absent_classes == ("violet",)
+
+
+def test_a_class_map_maps_other_names(image_folder: Path, tmp_path: Path) -> None:
+    mapping = tmp_path / "map.txt"
+    mapping.write_text("green\nred\n")
+    source = DataSource(str(image_folder), class_map=str(mapping))
+    images = open_images(source, "test", to_tensor, ("grass", "fire"))
+    assert len(images) == 8
+    assert {images.filename(i).split("/")[1]: images[i][1] for i in range(8)} == {
+        "green": 0,
+        "red": 1,
+    }
+
+
+def test_splits(image_folder: Path) -> None:
+    source = DataSource(str(image_folder))
+    assert default_split(source) == "test"
+    assert default_split(DataSource("digits")) == "test"
+    assert default_split(DataSource(str(image_folder / "val"))) == ""
+    assert has_split(source, "validation")
+    (image_folder / "val").rename(image_folder / "validation")
+    assert len(open_images(source, "val", to_tensor)) == 12
+    assert len(open_images(str(image_folder / "test"), "", to_tensor)) == 12
+
+
+def test_a_limit_keeps_classes_in_proportion(image_folder: Path) -> None:
+    images = open_images(str(image_folder), "train", to_tensor).limited(6)
+    assert sorted(images[i][1] for i in range(6)) == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(UserError, match="limit 0"):
+        images.limited(0)
+
+
+def test_a_timm_data_set_by_name(image_folder: Path) -> None:
+    source = DataSource("torch/image_folder", root=str(image_folder))
+    images = open_images(source, "test", to_tensor, ("red", "green", "blue"))
+    assert len(images) == 12
+    assert images[0][1] == 2
+    assert images.labels == [2] * 4 + [1] * 4 + [0] * 4
+
+
+def test_digits_are_parted_without_overlap() -> None:
+    parts = {split: open_images("digits", split, to_tensor) for split in ("train", "val", "test")}
+    names = [p.filename(i) for p in parts.values() for i in range(len(p))]
+    assert len(names) == len(set(names)) == 1797
+    assert all(set(part.labels or ()) == set(range(10)) for part in parts.values())
+
+
+def bad_folder(tmp_path: Path, kind: str) -> Path:
+    root = tmp_path / kind
+    root.mkdir()
+    if kind == "one class":
+        (root / "only").mkdir()
+        Image.new("RGB", (8, 8)).save(root / "only" / "a.png")
+    if kind == "unreadable":
+        for name in ("a", "b"):
+            (root / name).mkdir()
+            (root / name / "x.png").write_bytes(b"no image")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("no images", "has no images"), ("one class", "one class, 'only'")],
+)
+def test_folders_that_cannot_be_used_are_told(kind: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        open_images(str(bad_folder(tmp_path, kind)), "", to_tensor)
+
+
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
+    images = open_images(str(bad_folder(tmp_path, "unreadable")), "", to_tensor)
+    with pytest.raises(UserError, match=r"a/x\.png cannot be read"):
+        images[0]
+    with pytest.raises(UserError, match=r"x\.png cannot be read"):
+        list(load_batches(images, batch_size=2, workers=1))
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "names", "message"),
+    [
+        ("nowhere", "", None, "no such folder"),
+        ("FOLDER", "holdout", None, r"split 'holdout' is not in .*: it has test, train, val"),
+        ("FOLDER", "test", ("red", "green"), "classes that the network has not: blue"),
+        ("digits", "holdout", None, "digits has train, val, test"),
+        ("digits", "test", ("cat", "dog"), "classes that the network has not"),
+        ("torch/cifar10", "test", None, "cannot be opened"),
+        ("torch/no_such", "test", None, "cannot be opened"),
+    ],
+)
+def test_data_that_cannot_be_opened_is_told(
+    source: str,
+    split: str,
+    names: tuple[str, ...] | None,
+    message: str,
+    image_folder: Path,
+) -> None:
+    source = str(image_folder) if source == "FOLDER" else source
+    with pytest.raises(UserError, match=message):
+        open_images(DataSource(source, root=str(image_folder)), split, to_tensor, names)
+
+
+def test_another_number_of_classes_is_told(image_folder: Path) -> None:
+    images = open_images(str(image_folder), "test", to_tensor)
+    images.check_classes(3)
+    with pytest.raises(UserError, match="has 3 classes, the network has 10 outputs"):
+        images.check_classes(10)
+
+
+@pytest.mark.parametrize("size", [8, 32, 96])
+def test_transforms_end_in_pixels(size: int) -> None:
+    spec = InputSpec(size=(3, size, size))
+    image = Image.new("RGB", (50, 40), (255, 0, 51))
+    for transform in (eval_transform(spec), train_transform(spec, scale=(0.9, 1.0))):
+        pixels = transform(image)
+        assert pixels.shape == (3, size, size)
+        assert 0 <= pixels.min() <= pixels.max() <= 1
+    torch.testing.assert_close(
+        eval_transform(spec)(image)[:, 0, 0], torch.tensor([1.0, 0.0, 0.2])
+    )
+
+
+def test_an_image_of_the_networks_size_is_not_resampled() -> None:
+    image = Image.effect_noise((32, 32), 80).convert("RGB")
+    assert torch.equal(eval_transform(SPEC)(image), to_tensor(image))
+
+
+def test_a_shuffled_order_follows_its_seed(image_folder: Path) -> None:
+    images = open_images(str(image_folder), "train", to_tensor)
+
+    def order(seed: int) -> list[int]:
+        batches = load_batches(images, batch_size=5, shuffle_seed=seed)
+        return [label for _, labels in batches for label in labels.tolist()]
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+    assert sorted(order(1)) == sorted(order(2)) == [0] * 8 + [1] * 8 + [2] * 8
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=10, max_size=200),
+    st.floats(0.05, 0.5),
+    st.integers(0, 100),
+)
+def test_held_out_parts_the_positions(labels: list[int], fraction: float, seed: int) -> None:
+    labels = [*labels, 0, 0]
+    kept, out = held_out(labels, fraction, seed)
+    assert sorted(kept + out) == list(range(len(labels)))
+    assert held_out(labels, fraction, seed) == (kept, out)
+    for label in set(labels):
+        count = labels.count(label)
+        taken = sum(labels[position] == label for position in out)
+        assert taken == (0 if count == 1 else min(max(1, round(fraction * count)), count - 1))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5])
+def test_a_fraction_that_leaves_nothing_is_told(fraction: float) -> None:
+    with pytest.raises(UserError, match="validation fraction"):
+        held_out([0, 1, 0, 1], fraction, 0)
+
+
+def test_training_images(image_folder: Path) -> None:
+    description = Description("", 3, input=SPEC)
+    source = DataSource(str(image_folder))
+    images = open_training_images(description, source)
+    assert (len(images.train), len(images.val), images.held_out) == (24, 12, False)
+    for name in ("val", "test"):
+        (image_folder / name).rename(image_folder / f"other-{name}")
+    images = open_training_images(description, source, val_fraction=0.25)
+    assert (len(images.train), len(images.val), images.held_out) == (18, 6, True)
+    names = {images.train.filename(i) for i in range(18)}
+    assert not names & {images.val.filename(i) for i in range(6)}
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": -1}])
+def test_wrong_loader_options_are_told(options: dict[str, int], image_folder: Path) -> None:
+    images = open_images(str(image_folder), "test", to_tensor)
+    with pytest.raises(UserError, match="expected a whole number"):
+        load_batches(images, **options)

@@ -1,0 +1,185 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aigtool.blocks import GatedBlock, NotResidualError, split
+from aigtool.gates import Gate
+
+
+class PreActivation(nn.Module):
+    """Both branches start from the same norm; the tail is the addition itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+        self.shortcut = nn.Conv2d(4, 6, 1)
+        self.conv1 = nn.Conv2d(4, 6, 3, padding=1)
+        self.conv2 = nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shared = self.norm(x).relu()
+        return self.conv2(self.conv1(shared).relu()) + self.shortcut(shared)
+
+
+class InPlace(nn.Module):
+    """Adds and activates in place, with a scaled residual and an addition inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(4, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.gain = nn.Parameter(torch.tensor(0.7))
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.act(self.conv1(x))
+        out = self.conv2(out) + out
+        out = out * self.gain
+        out += x
+        return self.act(out)
+
+
+BLOCKS = {"pre-activation": PreActivation, "in-place": InPlace}
+
+
+def gated(kind: type[nn.Module]) -> tuple[nn.Module, GatedBlock]:
+    block = kind().eval()
+    return block, GatedBlock(block, split(block), Gate(4)).eval()
+
+
+@pytest.mark.parametrize("kind", BLOCKS.values(), ids=BLOCKS)
+def test_open_is_the_block_and_closed_its_shortcut(kind: type[nn.Module]) -> None:
+    block, gated_block = gated(kind)
+    x = torch.randn(3, 4, 5, 5)
+    expected = block(x.clone())
+    gated_block.gate.policy = "open"
+    torch.testing.assert_close(gated_block(x.clone()), expected, rtol=0, atol=0)
+    gated_block.gate.policy = "closed"
+    shortcut = block.shortcut(block.norm(x).relu()) if kind is PreActivation else x.relu()
+    torch.testing.assert_close(gated_block(x.clone()), shortcut, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", BLOCKS.values(), ids=BLOCKS)
+def test_the_input_is_left_as_it_was(kind: type[nn.Module]) -> None:
+    _, gated_block = gated(kind)
+    x = torch.randn(3, 4, 5, 5)
+    for policy in ("open", "closed", "argmax"):
+        gated_block.gate.policy = policy
+        given = x.clone()
+        with torch.no_grad():
+            gated_block(given)
+        assert torch.equal(given, x)
+
+
+@pytest.mark.parametrize("open_images", [[], [1], [0, 2], [0, 1, 2]])
+@pytest.mark.parametrize("kind", BLOCKS.values(), ids=BLOCKS)
+def test_only_chosen_images_are_computed(kind: type[nn.Module], open_images: list[int]) -> None:
+    block, gated_block = gated(kind)
+    nn.init.zeros_(gated_block.gate.fc2.weight)
+    x = torch.randn(3, 4, 5, 5)
+    seen: list[int] = []
+    gated_block.conv2.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    decide = gated_block.gate.register_forward_hook(
+        lambda _gate, _x, made: made._replace(
+            scale=torch.tensor([float(image in open_images) for image in range(3)])
+        )
+    )
+    with torch.no_grad():
+        out = gated_block(x.clone())
+    decide.remove()
+    assert seen == ([len(open_images)] if open_images else [])
+    gated_block.gate.policy = "closed"
+    closed = gated_block(x.clone())
+    full = block(x.clone())
+    for image in range(3):
+        wanted = full if image in open_images else closed
+        torch.testing.assert_close(out[image], wanted[image])
+
+
+def test_in_training_all_images_are_computed_and_multiplied() -> None:
+    _, gated_block = gated(InPlace)
+    gated_block.train()
+    seen: list[int] = []
+    gated_block.conv2.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    gated_block(torch.randn(16, 4, 5, 5)).sum().backward()
+    assert seen == [16]
+    assert all(parameter.grad is not None for parameter in gated_block.parameters())
+
+
+def test_names_hooks_and_attributes_come_along() -> None:
+    block = InPlace().eval()
+    block.stride = 2
+    calls: list[str] = []
+    block.register_forward_hook(lambda *_: calls.append("hook"))
+    keys = set(block.state_dict())
+    gated_block = GatedBlock(block, split(block), Gate(4)).eval()
+    gated_block(torch.randn(1, 4, 5, 5))
+    assert (gated_block.stride, calls) == (2, ["hook"])
+    assert {key for key in gated_block.state_dict() if not key.startswith("gate.")} == keys
+    back = gated_block.ungated()
+    assert type(back) is InPlace
+    assert set(back.state_dict()) == keys
+    assert not hasattr(back, "gate")
+
+
+class Tie(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(x) + self.right(x)
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return x
+        return x + self.conv(x)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return y + self.conv(x)
+
+
+class Bias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bias = nn.Conv2d(4, 4, 1), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.bias
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (Tie(), "1 parametrised layers each"),
+        (Branching(), "cannot trace"),
+        (TwoInputs(), "more or fewer than one input"),
+        (Bias(), "does not reach the input"),
+        (nn.Sequential(nn.Conv2d(4, 4, 1)), "does not end in an addition"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_what_is_no_residual_block_is_refused_with_the_reason(
+    module: nn.Module, reason: str
+) -> None:
+    with pytest.raises(NotResidualError, match=reason):
+        split(module)
+
+
+def test_a_block_with_a_gate_of_its_own_is_refused() -> None:
+    block = InPlace()
+    block.gate = nn.Identity()
+    with pytest.raises(NotResidualError, match="attribute called gate"):
+        GatedBlock(block, split(block), Gate(4))

@@ -1,0 +1,182 @@
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from aigtool.conversion import (
+    convert,
+    find_blocks,
+    forced_decisions,
+    gate_policy,
+    named_gates,
+    recorded_decisions,
+    set_policy,
+    strip,
+)
+from aigtool.errors import UserError
+from aigtool.models.zoo import create_network
+from tests.conftest import close
+
+NETWORKS = {
+    "resnet18": 8,
+    "resnet50": 16,
+    "seresnet50": 16,
+    "resnetv2_50": 16,
+    "torchvision:resnet50": 16,
+    "cifar_resnet20": 9,
+}
+
+
+@pytest.mark.parametrize(("name", "blocks"), NETWORKS.items())
+def test_a_converted_network_is_the_original_with_open_gates_and_skips_right(
+    name: str, blocks: int, lively: Callable[..., nn.Module]
+) -> None:
+    original = lively(name)
+    state = copy.deepcopy(original.state_dict())
+    x = torch.randn(16, 3, 64, 64)
+    with torch.no_grad():
+        expected = original(x)
+    network = convert(original)
+    gates = dict(named_gates(network))
+    assert len(gates) == blocks
+
+    gate_keys = {key for key in network.state_dict() if ".gate." in key}
+    assert set(network.state_dict()) - gate_keys == set(state)
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    # PyTorch fills a norm's counter in by itself where a state dict lacks it.
+    weights = {key for key in gate_keys if not key.endswith("num_batches_tracked")}
+    assert (set(missing), unexpected) == (weights, [])
+    for key, value in state.items():
+        assert torch.equal(network.state_dict()[key], value)
+
+    with torch.no_grad():
+        with gate_policy(network, "open"):
+            opened = network(x)
+        with gate_policy(network, "closed"):
+            closed = network(x)
+    assert close(opened, expected)
+    assert (opened - closed).abs().max() >= 0.01 * opened.abs().max()
+
+    for count in (1, 16):
+        pattern = {gate: torch.rand(count) < 0.6 for gate in gates}
+        masks = {gate: value.float().requires_grad_() for gate, value in pattern.items()}
+        with torch.no_grad(), forced_decisions(network, pattern):
+            skipped = network(x[:count])
+        with forced_decisions(network, masks):
+            masked = network(x[:count])
+        assert close(skipped, masked.detach())
+
+
+def test_a_skipped_block_is_not_computed(small_network: nn.Module) -> None:
+    network = convert(small_network)
+    computed: list[str] = []
+    for name, _ in named_gates(network):
+        network.get_submodule(f"{name}.conv1").register_forward_hook(
+            lambda *_, name=name: computed.append(name)
+        )
+    names = [name for name, _ in named_gates(network)]
+    pattern = {name: torch.tensor([number % 2 == 0]) for number, name in enumerate(names)}
+    with torch.no_grad(), forced_decisions(network, pattern):
+        network(torch.randn(1, 3, 32, 32))
+    assert computed == names[::2]
+
+
+def test_strip_is_the_inverse(small_network: nn.Module) -> None:
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = small_network(x)
+    keys = list(small_network.state_dict())
+    kinds = [type(module) for module in small_network.modules()]
+    network = strip(convert(small_network))
+    assert list(network.state_dict()) == keys
+    assert [type(module) for module in network.modules()] == kinds
+    assert torch.equal(network(x), expected)
+
+
+def test_a_deep_copy_is_independent(small_network: nn.Module) -> None:
+    network = convert(small_network)
+    twin = copy.deepcopy(network)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(twin(x), network(x))
+        twin.layer1[0].conv1.weight.zero_()
+        assert network.layer1[0].conv1.weight.abs().sum() > 0
+        assert not torch.equal(twin(x), network(x))
+
+
+def test_timms_questions_are_still_answered(small_network: nn.Module) -> None:
+    network = convert(small_network)
+    assert network.num_classes == 3
+    assert network.pretrained_cfg["input_size"] == (3, 32, 32)
+    assert network.forward_features(torch.randn(1, 3, 32, 32)).shape == (1, 64, 8, 8)
+    network.reset_classifier(7)
+    assert network(torch.randn(1, 3, 32, 32)).shape == (1, 7)
+
+
+def test_blocks_and_targets_choose_what_is_gated() -> None:
+    names = list(find_blocks(create_network("resnet18")))
+    network = convert(create_network("resnet18"), blocks=names[2:4])
+    assert [name for name, _ in named_gates(network)] == names[2:4]
+    targets = [1, 0.8, 1, 1, 0.5, 1, 1, 1]
+    network = convert(create_network("resnet18"), targets=targets)
+    assert {name: gate.target for name, gate in named_gates(network)} == {
+        names[1]: 0.8,
+        names[4]: 0.5,
+    }
+    assert list(find_blocks(network)) == names
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"targets": [0.5]}, "1 targets given for 9 residual blocks"),
+        ({"targets": [0.0] + [1] * 8}, "target 0"),
+        ({"targets": [1] * 9}, "no block is left"),
+        ({"blocks": ["layer9.0"]}, "'layer9.0' is no residual block"),
+        ({"width": 0}, "gate width 0"),
+    ],
+)
+def test_wrong_options_are_told(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        convert(create_network("cifar_resnet20"), **options)  # type: ignore[arg-type]
+
+
+def test_networks_that_cannot_be_converted_are_told(small_network: nn.Module) -> None:
+    with pytest.raises(UserError, match="has gates already"):
+        convert(convert(small_network))
+    with pytest.raises(UserError, match="no residual block: looked for"):
+        convert(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()))
+    with pytest.raises(UserError, match="expected one of argmax"):
+        set_policy(small_network, "always")  # type: ignore[arg-type]
+
+
+def test_recorded_decisions_are_those_made(small_network: nn.Module) -> None:
+    network = convert(small_network)
+    for _, gate in named_gates(network):
+        nn.init.normal_(gate.fc2.weight)
+    x = torch.randn(8, 3, 32, 32)
+    with torch.no_grad(), recorded_decisions(network) as decisions:
+        expected = network(x)
+        made = {name: decision.scale.clone() for name, decision in decisions.items()}
+    assert list(made) == [name for name, _ in named_gates(network)]
+    with torch.no_grad(), forced_decisions(network, made), recorded_decisions(network) as again:
+        assert close(network(x), expected)
+    assert all(torch.equal(again[name].scale, made[name]) for name in made)
+    with torch.no_grad():
+        decisions.clear()
+        network(x)
+    assert not decisions
+
+
+def test_expected_scales_every_residual(small_network: nn.Module) -> None:
+    network = convert(small_network)
+    x = torch.randn(4, 3, 32, 32)
+    gates = dict(named_gates(network))
+    for gate in gates.values():
+        gate.expected_rate.fill_(0.3)
+    with torch.no_grad(), gate_policy(network, "expected"):
+        expected = network(x)
+    with forced_decisions(network, {n: torch.full((4,), 0.3).requires_grad_() for n in gates}):
+        torch.testing.assert_close(network(x).detach(), expected)

@@ -1,0 +1,56 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aigtool.gates import Decision, straight_through
+from aigtool.losses import execution_rates, network_rate_loss, per_layer_rate_loss
+
+RATES = st.lists(st.floats(0, 1), min_size=1, max_size=60)
+
+
+def test_worked_example_by_hand() -> None:
+    """Two gates, four images; every number below was worked out on paper."""
+    margin = torch.tensor([[1.0, -1.0, 2.0, -3.0], [0.5, 0.5, 0.5, -0.5]], requires_grad=True)
+    decisions = [Decision(straight_through(row), row, "scaled") for row in margin]
+    rates = execution_rates(decisions)
+    assert rates.tolist() == [0.5, 0.75]
+
+    per_layer = per_layer_rate_loss(rates, torch.tensor([0.6, 0.6]))
+    # ((0.5 - 0.6)^2 + (0.75 - 0.6)^2) / 2 = (0.01 + 0.0225) / 2
+    torch.testing.assert_close(per_layer, torch.tensor(0.01625))
+    (gradient,) = torch.autograd.grad(per_layer, margin, retain_graph=True)
+    # d/dmargin = 2 (rate - target) / gates * sigmoid'(margin) / images;
+    # sigmoid'(1) = 0.1966119, sigmoid'(0.5) = 0.2350037
+    assert abs(gradient[0, 0] - 2 * -0.1 / 2 * 0.1966119 / 4) < 1e-7
+    assert abs(gradient[1, 3] - 2 * 0.15 / 2 * 0.2350037 / 4) < 1e-7
+
+    network = network_rate_loss(rates, 0.6)
+    # (0.625 - 0.6)^2
+    torch.testing.assert_close(network, torch.tensor(0.000625))
+    (gradient,) = torch.autograd.grad(network, margin)
+    # d/dmargin = 2 (mean - target) / gates * sigmoid'(margin) / images
+    assert abs(gradient[0, 0] - 2 * 0.025 / 2 * 0.1966119 / 4) < 1e-8
+
+
+@given(RATES, st.floats(0, 1))
+def test_losses_are_zero_only_on_target_and_ordered(rates: list[float], target: float) -> None:
+    given_rates = torch.tensor(rates, dtype=torch.float64)
+    per_layer = per_layer_rate_loss(given_rates, torch.tensor(target, dtype=torch.float64))
+    network = network_rate_loss(given_rates, target)
+    # The mean of squares is at least the square of the mean.
+    assert per_layer >= network - 1e-12
+    assert network >= 0
+    on_target = torch.full_like(given_rates, target)
+    assert per_layer_rate_loss(on_target, torch.tensor(target, dtype=torch.float64)) == 0
+
+
+@given(RATES, st.floats(0, 1))
+def test_gradients_match_the_formulas(rates: list[float], target: float) -> None:
+    given_rates = torch.tensor(rates, dtype=torch.float64, requires_grad=True)
+    (of_layers,) = torch.autograd.grad(
+        per_layer_rate_loss(given_rates, torch.tensor(target)), given_rates
+    )
+    torch.testing.assert_close(of_layers, 2 * (given_rates.detach() - target) / len(rates))
+    (of_network,) = torch.autograd.grad(network_rate_loss(given_rates, target), given_rates)
+    expected = 2 * (given_rates.detach().mean() - target) / len(rates)
+    torch.testing.assert_close(of_network, expected.expand(len(rates)))

@@ -1,0 +1,36 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aigtool.errors import UserError
+from aigtool.training.config import FinetuneConfig, noise_at
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_rate": 0.0}, "target rate 0"),
+        ({"target_rate": 1.2}, "target rate 1.2"),
+        ({"target_rate": math.nan}, "target rate nan"),
+        ({"target": "block"}, "target 'block'"),
+        ({"epochs": 0}, "epochs 0"),
+        ({"batch_size": 0}, "batch size 0"),
+        ({"lr": -1.0}, "lr -1"),
+        ({"gate_lr": math.nan}, "gate lr nan"),
+        ({"distill": 1.5}, "distill 1.5"),
+        ({"noise_hold": -0.1}, "noise hold -0.1"),
+    ],
+)
+def test_values_out_of_range_are_told(options: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        FinetuneConfig(**options)  # type: ignore[arg-type]
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_noise_never_rises_and_ends_at_zero(first: float, second: float, hold: float) -> None:
+    early, late = sorted((first, second))
+    assert 1 >= noise_at(early, hold) >= noise_at(late, hold) >= 0
+    assert noise_at(0, hold) == 1
+    assert noise_at(1, hold) == (1 if hold == 1 else 0)

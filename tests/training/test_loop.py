@@ -1,0 +1,197 @@
+import copy
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from torch import nn
+from torchvision.transforms.functional import to_tensor
+
+from aigtool.conversion import convert, named_gates, recorded_decisions
+from aigtool.data.images import ImageSet, open_images
+from aigtool.errors import NonFiniteLossError, UserError
+from aigtool.models.description import Description, InputSpec, PixelNetwork
+from aigtool.models.files import Model, load_model
+from aigtool.training.config import FinetuneConfig
+from aigtool.training.loop import StepReport, finetune, measure_expected_rates
+
+SPEC = InputSpec(size=(3, 32, 32), crop_pct=1.0)
+FAST = FinetuneConfig(epochs=3, batch_size=8, lr=0.01, gate_lr=0.1)
+FILES = {
+    "best.safetensors",
+    "config.yaml",
+    "dense.safetensors",
+    "last.ckpt",
+    "metrics.csv",
+    "training.png",
+}
+
+
+@pytest.fixture
+def model(small_network: nn.Module) -> Model:
+    return Model(convert(small_network), Description("cifar_resnet20", 3, input=SPEC))
+
+
+@pytest.fixture
+def train(image_folder: Path) -> ImageSet:
+    return open_images(str(image_folder), "train", to_tensor)
+
+
+@pytest.fixture
+def val(image_folder: Path) -> ImageSet:
+    return open_images(str(image_folder), "val", to_tensor)
+
+
+def test_a_run_learns_and_leaves_every_file(
+    model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    before = copy.deepcopy(model.network.state_dict())
+    steps: list[StepReport] = []
+    out = tmp_path / "run"
+    result = finetune(
+        model, train, val, FAST, out=out, context={"data": "made"}, on_step=steps.append
+    )
+    assert {path.name for path in out.iterdir()} == FILES
+    assert len(steps) == 9
+    assert result.metrics[-1]["train_loss"] < result.metrics[0]["train_loss"]
+
+    metrics = pd.read_csv(out / "metrics.csv")
+    assert metrics["epoch"].tolist() == [1, 2, 3]
+    assert {"train_execution_rate", "val_execution_rate", "noise", "rate.layer1.0"} <= set(metrics)
+    assert metrics["noise"].iloc[0] == 1.0
+    assert metrics["noise"].iloc[-1] == 0.0
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["options"]["lr"] == 0.01
+    assert config["data"] == "made"
+    assert set(config["versions"]) == {"aigtool", "python", "torch", "torchvision", "timm"}
+
+    best = load_model(out / "best.safetensors")
+    assert best.description.class_names == ("blue", "green", "red")
+    assert best.description.history[-1]["epoch"] == result.epoch
+    for key, value in best.network.state_dict().items():
+        assert torch.equal(value, result.model.network.state_dict()[key])
+    dense = load_model(out / "dense.safetensors").network.state_dict()
+    assert not any(".gate." in key for key in dense)
+    for key, value in dense.items():
+        assert torch.equal(value, before[key])
+
+    state = torch.load(out / "last.ckpt", weights_only=True)
+    assert (state["epoch"], state["steps_done"]) == (3, 9)
+
+
+def test_a_run_is_deterministic(
+    small_network: nn.Module, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    convert(small_network)
+    weights = []
+    for name in ("a", "b"):
+        model = Model(copy.deepcopy(small_network), Description("cifar_resnet20", 3, input=SPEC))
+        finetune(model, train, val, FAST, out=tmp_path / name)
+        weights.append(load_model(tmp_path / name / "best.safetensors").network.state_dict())
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+@pytest.mark.parametrize("target", ["network", "per-layer"])
+def test_the_loss_drives_the_rate_to_its_target(
+    target: str, model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    """From 87 % executed when fresh to within 15 points of 40 % in 40 steps of a heavy loss."""
+    config = FinetuneConfig(
+        target_rate=0.4,
+        target=target,  # type: ignore[arg-type]
+        epochs=10,
+        batch_size=6,
+        lr=0.0,
+        gate_lr=0.3,
+        rate_weight=100.0,
+        noise_hold=1.0,
+        distill=0.0,
+    )
+    result = finetune(model, train, val, config, out=tmp_path / "run")
+    rates = [row["train_execution_rate"] for row in result.metrics]
+    assert rates[0] > 0.6
+    assert abs(rates[-1] - 0.4) < 0.15
+    own = {gate.target for _, gate in named_gates(model.network)}
+    assert own == ({0.4} if target == "per-layer" else {None})
+
+
+def test_targets_of_their_own_are_kept(
+    small_network: nn.Module, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    targets = [0.3, 1, 1, 0.9, 1, 1, 1, 1, 1]
+    model = Model(
+        convert(small_network, targets=targets), Description("cifar_resnet20", 3, input=SPEC)
+    )
+    config = FinetuneConfig(epochs=1, batch_size=8, target="per-layer")
+    finetune(model, train, val, config, out=tmp_path / "run")
+    blocks = load_model(tmp_path / "run" / "best.safetensors").description.gated_blocks
+    assert blocks == {"layer1.0": 0.3, "layer2.0": 0.9}
+
+
+def test_distillation_follows_the_teacher(
+    model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    """With distillation alone and gates held open the network stays what its teacher is."""
+    for _, gate in named_gates(model.network):
+        gate.policy = "open"
+    teacher = copy.deepcopy(model.network).eval()
+    config = FinetuneConfig(epochs=1, batch_size=8, lr=0.0, gate_lr=0.0, distill=1.0, rate_weight=0)
+    result = finetune(model, train, val, config, out=tmp_path / "run", teacher=teacher)
+    assert result.metrics[0]["train_rate_loss"] == pytest.approx(0.16)
+    # Batch norm's training statistics are all that differs.
+    assert result.metrics[0]["train_loss"] < 1.0
+
+
+def test_a_network_without_gates_just_trains(
+    small_network: nn.Module, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    model = Model(small_network, Description("cifar_resnet20", 3, input=SPEC))
+    config = FinetuneConfig(epochs=2, batch_size=8, distill=0.0)
+    result = finetune(model, train, val, config, out=tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES - {"dense.safetensors"}
+    assert result.metrics[0]["val_execution_rate"] is None
+
+
+def test_the_best_epoch_is_on_target(
+    model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    rows = finetune(model, train, val, FAST, out=tmp_path / "run").metrics
+    excess = [max(0.0, row["val_execution_rate"] - 0.6 - 0.02) for row in rows]
+    chosen = [row["epoch"] for row in rows if row["best"]][-1]
+    least = [row for row, over in zip(rows, excess, strict=True) if over == min(excess)]
+    assert chosen == max(least, key=lambda row: (row["val_top1"], row["epoch"]))["epoch"]
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_what_is_good(
+    model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        model.network.linear.weight.fill_(float("inf"))
+    with pytest.raises(NonFiniteLossError, match="epoch 1, step 1"):
+        finetune(model, train, val, FAST, out=tmp_path / "run")
+    assert (tmp_path / "run" / "dense.safetensors").is_file()
+
+
+@pytest.mark.parametrize("options", [{"opt": "no_such"}, {"sched": "no_such"}])
+def test_unknown_optimisers_and_schedules_are_told(
+    options: dict[str, str], model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="names that timm knows"):
+        finetune(model, train, val, FinetuneConfig(**options), out=tmp_path / "run")  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+def test_expected_rates_are_the_mean_probabilities(model: Model) -> None:
+    network = PixelNetwork(model.network, SPEC).eval()
+    for _, gate in named_gates(network):
+        nn.init.normal_(gate.fc2.weight)
+    pixels = torch.rand(6, 3, 32, 32)
+    torch.manual_seed(3)
+    measure_expected_rates(network, [(pixels, torch.zeros(6))])
+    first = dict(named_gates(model.network))["layer1.0"]
+    with torch.no_grad(), recorded_decisions(network) as decisions:
+        network(pixels)
+        # The first gate sees the same whatever the others draw.
+        expected = decisions["network.layer1.0"].logit.sigmoid().mean()
+    torch.testing.assert_close(first.expected_rate, expected)
