@@ -55,9 +55,9 @@ class NetworkFlops:
         >>> from aigtool.conversion import convert
         >>> flops = count_flops(convert(create_network("cifar_resnet20")), (3, 32, 32))
         >>> round(flops.gflops_dense, 4), flops.gate_params
-        (0.0414, 5886)
+        (0.0409, 5346)
         >>> flops.executed(np.array([[True] * 9, [False] * 9]), "argmax").round(4)
-        array([0.0414, 0.0011])
+        array([0.0409, 0.0005])
     """
 
     gflops_dense: float

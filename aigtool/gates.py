@@ -59,7 +59,8 @@ class Gate(nn.Module):
 
     Example:
         >>> gate = Gate(64).eval()
-        >>> decision = gate(torch.zeros(2, 64, 8, 8))
+        >>> with torch.no_grad():
+        ...     decision = gate(torch.zeros(2, 64, 8, 8))
         >>> decision.scale
         tensor([1., 1.])
         >>> [round(p, 2) for p in decision.logit.sigmoid().tolist()]

@@ -29,8 +29,8 @@ def per_layer_rate_loss(rates: Tensor, targets: Tensor) -> Tensor:
         targets: ``(gates,)``, or a scalar for all gates.
 
     Example:
-        >>> per_layer_rate_loss(torch.tensor([0.5, 1.0]), torch.tensor(0.6)).item()
-        0.085...
+        >>> per_layer_rate_loss(torch.tensor([0.5, 1.0]), torch.tensor(0.6))
+        tensor(0.0850)
     """
     return (rates - targets).square().mean()
 
@@ -43,7 +43,7 @@ def network_rate_loss(rates: Tensor, target: float) -> Tensor:
         target: The wanted mean over gates.
 
     Example:
-        >>> network_rate_loss(torch.tensor([0.5, 1.0]), 0.65).item()
-        0.010...
+        >>> network_rate_loss(torch.tensor([0.5, 1.0]), 0.65)
+        tensor(0.0100)
     """
     return (rates.mean() - target).square()

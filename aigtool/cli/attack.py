@@ -118,7 +118,7 @@ def _show(rows: list[dict[str, Any]], about: str) -> None:
     cell = {(r["network"], r["defense"], r["quality"], r["epsilon"]): r for r in rows}
     print_table(
         f"Top-1 under FGSM, {about}",
-        ["defence", "epsilon", *names, "gated: execution rate", "gates as on the clean image"],
+        ["defence", "epsilon", *names, "execution\nrate", "gates as on\nclean image"],
         [
             [
                 "none" if defense == "none" else f"JPEG {quality}",

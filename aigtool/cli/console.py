@@ -74,25 +74,35 @@ def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1
 ) -> None:
     """Print a table on stdout: the first ``text_columns`` to the left, figures to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    _print_title(title)
+    table = Table(box=None, pad_edge=False)
     for number, column in enumerate(columns):
         left = number < text_columns
         table.add_column(
-            column, justify="left" if left else "right", overflow="fold", header_style="dim"
+            column,
+            justify="left" if left else "right",
+            overflow="fold",
+            no_wrap=not left,
+            header_style="dim",
         )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     out.print(table)
 
 
+def _print_title(title: str) -> None:
+    if title:
+        out.print(Text(title, style="bold"), soft_wrap=True)
+
+
 def print_facts(title: str, facts: Sequence[tuple[str, str]]) -> None:
     """Print names and values, one a line, on stdout."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    _print_title(title)
+    table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts:
         table.add_row(name, Text(value))
-    table.show_header = False
     out.print(table)
 
 

@@ -47,12 +47,12 @@ def demo(
             [
                 "network",
                 "top-1",
-                "execution rate",
+                "execution\nrate",
                 "GFLOPs",
-                "of dense",
+                "of\ndense",
                 "images/s",
-                "FGSM 8/255",
-                "with JPEG 75",
+                "FGSM\n8/255",
+                "with\nJPEG 75",
             ],
             [
                 [

@@ -56,7 +56,7 @@ def info(
     if rows:
         print_table(
             "",
-            ["gated block", "GFLOPs", "gate parameters", "target", "threshold", "expected rate"],
+            ["gated block", "GFLOPs", "gate\nparameters", "target", "threshold", "expected\nrate"],
             [
                 [
                     row["name"],

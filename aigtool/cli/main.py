@@ -4,6 +4,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 
 import typer
 
@@ -68,7 +69,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(args=arguments, prog_name="aigtool", standalone_mode=False)
     except _USAGE_ERROR as error:
-        return _fail(_usage_text(error), 2)
+        return _fail(_usage_text(error, sys.argv[1:] if arguments is None else arguments), 2)
     except UserError as error:
         if Settings.debug:
             traceback.print_exc()
@@ -82,10 +83,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _usage_text(error: BaseException) -> str:
-    context = getattr(error, "ctx", None)
+def _usage_text(error: BaseException, arguments: Sequence[str]) -> str:
+    """Return a usage error as one line, with the value that was given."""
+    context, parameter = (getattr(error, name, None) for name in ("ctx", "param"))
     command = context.command_path if context is not None else "aigtool"
     message = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+    for option, value in pairwise(arguments):
+        if option in getattr(parameter, "opts", ()) and repr(value) not in message:
+            message = message.replace(f"'{option}'", f"'{option} {value}'")
     return f"{message[:1].lower()}{message[1:]}; see {command} --help"
 
 

@@ -34,8 +34,8 @@ def load_split(split: str) -> tuple[list[Image.Image], list[int], list[str]]:
 
     Example:
         >>> images, labels, names = load_split("val")
-        >>> images[0].size, len(labels), names[0]
-        ((32, 32), 180, 'digits/00009')
+        >>> images[0].size, len(labels), names[0][:7]
+        ((32, 32), 180, 'digits/')
     """
     digits = load_digits()
     indices = split_indices(split)

@@ -1,7 +1,7 @@
 """Images to batches: transforms and loaders."""
 
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from timm.data import create_transform
@@ -101,7 +101,7 @@ def load_batches(
     generator = None
     if shuffle_seed is not None:
         generator = torch.Generator().manual_seed(shuffle_seed)
-    loader: Batches = DataLoader(
+    loader = DataLoader(
         images,
         batch_size=batch_size,
         shuffle=shuffle_seed is not None,
@@ -109,7 +109,15 @@ def load_batches(
         generator=generator,
         pin_memory=pin_memory,
     )
-    return loader
+    return _without_worker_traces(loader)
+
+
+def _without_worker_traces(loader: Iterable[Any]) -> Batches:
+    """Yield batches; an error from a worker process says only what it said there."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).rpartition("UserError: ")[2]) from error
 
 
 def held_out(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -128,8 +136,9 @@ def held_out(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[in
         UserError: Nothing or everything would be held out.
 
     Example:
-        >>> held_out([0, 0, 0, 0, 1, 1, 1, 1], 0.25, seed=0)[1]
-        [2, 4]
+        >>> kept, out = held_out([0, 0, 0, 0, 1, 1, 1, 1], 0.25, seed=0)
+        >>> len(kept), len(out)
+        (6, 2)
     """
     generator = torch.Generator().manual_seed(seed)
     out: list[int] = []

@@ -150,9 +150,7 @@ def test_transforms_end_in_pixels(size: int) -> None:
         pixels = transform(image)
         assert pixels.shape == (3, size, size)
         assert 0 <= pixels.min() <= pixels.max() <= 1
-    torch.testing.assert_close(
-        eval_transform(spec)(image)[:, 0, 0], torch.tensor([1.0, 0.0, 0.2])
-    )
+    torch.testing.assert_close(eval_transform(spec)(image)[:, 0, 0], torch.tensor([1.0, 0.0, 0.2]))
 
 
 def test_an_image_of_the_networks_size_is_not_resampled() -> None:

@@ -82,7 +82,11 @@ def test_every_form_of_checkpoint_loads(form: str, tmp_path: Path) -> None:
     if form.endswith(".safetensors"):
         safetensors.torch.save_file(state, path)
     else:
-        wrapped = {"plain.pth": state, "wrapped.th": wrap_state(state), "model.pt": {"model": state}}
+        wrapped = {
+            "plain.pth": state,
+            "wrapped.th": wrap_state(state),
+            "model.pt": {"model": state},
+        }
         torch.save(wrapped[form], path)
     load_weights(target, path)
     for key, value in target.state_dict().items():

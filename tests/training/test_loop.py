@@ -96,22 +96,22 @@ def test_a_run_is_deterministic(
 def test_the_loss_drives_the_rate_to_its_target(
     target: str, model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
 ) -> None:
-    """From 87 % executed when fresh to within 15 points of 40 % in 40 steps of a heavy loss."""
+    """From 87 % executed when fresh to within 15 points of 40 % in 40 steps."""
     config = FinetuneConfig(
         target_rate=0.4,
         target=target,  # type: ignore[arg-type]
         epochs=10,
         batch_size=6,
         lr=0.0,
-        gate_lr=0.3,
-        rate_weight=100.0,
+        gate_lr=0.1,
+        rate_weight=30.0,
         noise_hold=1.0,
         distill=0.0,
     )
     result = finetune(model, train, val, config, out=tmp_path / "run")
     rates = [row["train_execution_rate"] for row in result.metrics]
-    assert rates[0] > 0.6
-    assert abs(rates[-1] - 0.4) < 0.15
+    assert rates[0] > 0.55, rates
+    assert abs(rates[-1] - 0.4) < 0.15, rates
     own = {gate.target for _, gate in named_gates(model.network)}
     assert own == ({0.4} if target == "per-layer" else {None})
 

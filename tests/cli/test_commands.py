@@ -1,0 +1,195 @@
+"""Every command on small data, in one process: what it prints, writes and returns."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from aigtool.cli.main import run
+from aigtool.models.files import load_model
+from aigtool.trace import load_trace
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture
+def aigtool(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command that must succeed; with ``--json`` return the one object on its stdout."""
+
+    def command(*arguments: str | Path) -> Any:
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        return json.loads(captured.out) if "--json" in arguments else captured
+
+    return command
+
+
+@pytest.fixture
+def model(aigtool: Command, tmp_path: Path) -> Path:
+    path = tmp_path / "r20.safetensors"
+    aigtool("convert", "cifar_resnet20", "--num-classes", "3", "--out", path)
+    return path
+
+
+def finetuned(aigtool: Command, model: Path, images: Path, out: Path) -> dict[str, Any]:
+    options = ["--epochs", "2", "--batch-size", "8", "--workers", "0", "--json"]
+    result: dict[str, Any] = aigtool("finetune", model, "--data", images, "--out", out, *options)
+    return result
+
+
+def test_models(aigtool: Command) -> None:
+    listed = aigtool("models", "cifar_*", "--json")["models"]
+    assert [entry["name"] for entry in listed][:2] == ["cifar_resnet20", "cifar_resnet32"]
+    assert "torchvision:resnet18" in aigtool("models", "torchvision:*").out
+
+
+def test_convert_says_what_it_wrote(aigtool: Command, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    result = aigtool("convert", "cifar_resnet20", "--out", out, "--gate-width", "4", "--json")
+    assert (result["out"], result["gates"], result["gate_width"]) == (str(out), 9, 4)
+    description = load_model(out).description
+    assert description.history[0]["weights"] == "random"
+    # Random weights have learned no classes, whatever the registry calls them.
+    assert description.class_names is None
+
+
+def test_flops_and_info(aigtool: Command, model: Path) -> None:
+    counts = aigtool("flops", model, "--json")
+    assert set(counts) == {"gflops_dense", "params", "gate_gflops", "gate_params", "blocks"}
+    assert [block["gated"] for block in counts["blocks"]] == [True] * 9
+    assert {"name", "gflops", "gated"} <= set(counts["blocks"][0])
+    about = aigtool("info", model, "--json")
+    assert about["source"] == "cifar_resnet20"
+    assert len(about["gates"]) == 9
+    assert "layer1.0" in aigtool("flops", model).out
+    assert "layer3.2" in aigtool("info", model).out
+
+
+def test_the_way_from_a_folder_to_figures(
+    aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    result = finetuned(aigtool, model, image_folder, tmp_path / "run")
+    best = tmp_path / "run" / "best.safetensors"
+    assert result["out"] == str(tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "best.safetensors",
+        "config.yaml",
+        "dense.safetensors",
+        "last.ckpt",
+        "metrics.csv",
+        "training.png",
+    }
+
+    data = ["--data", image_folder, "--workers", "0"]
+    trace = tmp_path / "trace.parquet"
+    summary = aigtool("evaluate", best, *data, "--split", "test", "--out", trace, "--json")
+    assert summary["images"] == 12
+    assert summary["policy"] == "argmax"
+    assert summary["reference"]["network"] == "dense"
+    assert summary["top1"] == pytest.approx(100 * summary["correct"] / 12)
+    assert load_trace(trace).summary()["gates"] == summary["gates"]
+    opened = aigtool("evaluate", best, *data, "--policy", "open", "--json")
+    assert opened["execution_rate"] == 1.0
+    dense = aigtool("evaluate", tmp_path / "run" / "dense.safetensors", *data, "--json")
+    assert (dense["execution_rate"], dense["reference"]) == (None, None)
+    shown = aigtool("evaluate", best, *data)
+    assert "right" in shown.out
+    assert "next:" in shown.err
+
+    aigtool("analyze", trace, "--out", tmp_path / "from-trace")
+    aigtool("analyze", best, *data, "--split", "test", "--out", tmp_path / "from-model", "--json")
+    for name in ("class_rates.csv", "gate_rates.csv", "blocks_executed.csv"):
+        first, second = (tmp_path / kind / name for kind in ("from-trace", "from-model"))
+        pd.testing.assert_frame_equal(pd.read_csv(first), pd.read_csv(second))
+
+    rows = aigtool("attack", best, *data, "--epsilons", "0,8/255", "--json")["rows"]
+    assert {row["network"] for row in rows} == {"gated", "dense"}
+    assert {row["quality"] for row in rows} == {None, 75}
+    assert (best.parent / "best-attack" / "attack.png").is_file()
+    assert "JPEG 75" in aigtool("attack", best, *data, "--out", tmp_path / "again").out
+
+
+def test_json_keys_that_others_build_on(aigtool: Command, model: Path, image_folder: Path) -> None:
+    summary = aigtool("evaluate", model, "--data", image_folder, "--json")
+    assert {
+        "correct",
+        "top1",
+        "top5",
+        "images",
+        "top1_stderr",
+        "policy",
+        "execution_rate",
+        "gflops_dense",
+        "gflops_executed",
+        "flops_fraction",
+        "adaptive_gates",
+        "images_per_second",
+        "gates",
+    } <= set(summary)
+    assert set(summary["gates"][0]) == {"name", "rate", "target"}
+    assert summary["reference"]["network"] == "open"
+
+
+def test_a_subset_of_the_classes_is_said_to_be_one(
+    aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    finetuned(aigtool, model, image_folder, tmp_path / "run")
+    for image in (image_folder / "test" / "red").iterdir():
+        image.unlink()
+    best = tmp_path / "run" / "best.safetensors"
+    shown = aigtool("evaluate", best, "--data", image_folder, "--split", "test")
+    assert "a subset of the classes: 1 of 3" in shown.err
+    assert "red" in shown.err
+
+
+def test_held_out_images_that_the_weights_know_are_told(
+    aigtool: Command,
+    model: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (image_folder / "val").rename(image_folder / "kept-away")
+    options = ["--epochs", "1", "--batch-size", "8", "--workers", "0"]
+    command = ["finetune", model, "--data", image_folder, *options, "--out"]
+    shown = aigtool(*command, tmp_path / "a")
+    assert "open: top-1" in shown.err
+    assert "probably seen" not in shown.err
+    monkeypatch.setattr("aigtool.cli.finetune.SEEN_LOSS", 1e9)
+    shown = aigtool(*command, tmp_path / "b")
+    assert "probably seen the images held out of train/" in shown.err
+
+
+def test_quiet_leaves_only_the_result(aigtool: Command, model: Path, image_folder: Path) -> None:
+    shown = aigtool("evaluate", model, "--data", image_folder, "--policy", "open", "--quiet")
+    assert shown.err == ""
+    assert "top-1" in shown.out
+
+
+def test_an_output_that_exists_is_replaced_with_force(aigtool: Command, model: Path) -> None:
+    aigtool("convert", "cifar_resnet20", "--out", model, "--force")
+    assert load_model(model).description.num_classes == 10
+
+
+@pytest.mark.parametrize(
+    ("weights", "correct"),
+    [
+        ("resnet20-12fca82f.th", 465),
+        ("resnet32-d509ac18.th", 474),
+        ("resnet44-014dd654.th", 468),
+        ("resnet56-4bfd9763.th", 470),
+    ],
+)
+def test_pretrained_networks_are_as_right_as_published(
+    weights: str, correct: int, aigtool: Command, shared: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model.safetensors"
+    checkpoint = shared / "weights" / weights
+    aigtool("convert", f"cifar_{weights[:8]}", "--weights", checkpoint, "--out", out)
+    data = ["--data", shared / "data" / "cifar10", "--split", "test"]
+    summary = aigtool("evaluate", out, *data, "--policy", "open", "--json")
+    assert (summary["correct"], summary["images"]) == (correct, 510)

@@ -1,0 +1,179 @@
+"""What a user gets wrong is one line, exit code 2, no traceback, and nothing written."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from aigtool.cli.main import run
+from aigtool.conversion import convert
+from aigtool.models.description import Description, InputSpec
+from aigtool.models.files import save_model
+from aigtool.models.zoo import create_network
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("owned",)
+
+
+@pytest.fixture
+def workplace(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one of everything that can be wrong."""
+    monkeypatch.chdir(image_folder.parent)
+    network = create_network("cifar_resnet20", num_classes=3)
+    names = ("blue", "green", "red")
+    spec = InputSpec.of(network)
+    save_model("dense.st", network, Description("cifar_resnet20", 3, names, spec))
+    save_model("m.safetensors", convert(network), Description("cifar_resnet20", 3, names, spec))
+    Path("empty.th").touch()
+    Path("text.th").write_text("no checkpoint")
+    Path("code.th").write_bytes(pickle.dumps(Malicious()))
+    torch.save(create_network("cifar_resnet32").state_dict(), "r32.th")
+    Path("nothing").mkdir()
+    for folder in ("one/only", "others/cat", "others/dog", "broken/blue", "broken/red"):
+        Path(folder).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(f"{folder}/a.png")
+    Path("broken/red/b.png").write_bytes(b"no image")
+    Path("taken").mkdir()
+    Path("taken/file").touch()
+    return image_folder.parent
+
+
+EVALUATE = ["evaluate", "m.safetensors", "--workers", "0", "--data"]
+FINETUNE = ["finetune", "m.safetensors", "--data", "images", "--workers", "0"]
+ATTACK = ["attack", "m.safetensors", "--data", "images", "--out", "out"]
+CIFAR20 = ["convert", "cifar_resnet20", "--out", "out.safetensors"]
+
+CASES = {
+    "unknown network": (["convert", "resnet5O"], "did you mean resnet50"),
+    "missing weights": ([*CIFAR20, "--weights", "no.th"], "no such file"),
+    "empty weights": ([*CIFAR20, "--weights", "empty.th"], "empty"),
+    "no checkpoint": ([*CIFAR20, "--weights", "text.th"], "no checkpoint"),
+    "code": ([*CIFAR20, "--weights", "code.th"], "could run code"),
+    "other architecture": ([*CIFAR20, "--weights", "r32.th"], "unexpected layer1.3.conv1.weight"),
+    "weights twice": ([*CIFAR20, "--weights", "r32.th", "--pretrained"], "expected one of them"),
+    "no classes": ([*CIFAR20, "--num-classes", "0"], "--num-classes"),
+    "no gate width": ([*CIFAR20, "--gate-width", "0"], "--gate-width"),
+    "output exists": (["convert", "cifar_resnet20", "--out", "text.th"], "--force"),
+    "output not writable": (
+        ["convert", "cifar_resnet20", "--out", "/proc/a.st"],
+        "cannot be written",
+    ),
+    "output in a file": (
+        ["convert", "cifar_resnet20", "--out", "text.th/a.st"],
+        "cannot be written",
+    ),
+    "no network": (["models", "zzz*"], "no network matches"),
+    "missing model": (["info", "no.safetensors"], "aigtool convert"),
+    "model is no model": (["flops", "text.th"], "not a whole .safetensors"),
+    "missing data": ([*EVALUATE, "no-folder"], "no such folder"),
+    "empty data": ([*EVALUATE, "nothing"], "has no images"),
+    "one class": ([*EVALUATE, "one"], "one class, 'only'"),
+    "other classes": ([*EVALUATE, "others"], "cat, dog"),
+    "missing split": ([*EVALUATE, "images", "--split", "holdout"], "test, train, val"),
+    "unreadable image": ([*EVALUATE, "broken"], "b.png cannot be read"),
+    "unreadable, in workers": (
+        ["evaluate", "m.safetensors", "--workers", "2", "--data", "broken"],
+        "b.png cannot be read",
+    ),
+    "missing class map": ([*EVALUATE, "images", "--class-map", "no.txt"], "class map no.txt"),
+    "unknown policy": ([*EVALUATE, "images", "--policy", "always"], "--policy"),
+    "missing dense": ([*EVALUATE, "images", "--dense", "no.st"], "no such file"),
+    "no batch": ([*EVALUATE, "images", "--batch-size", "0"], "--batch-size"),
+    "no limit": ([*EVALUATE, "images", "--limit", "0"], "--limit"),
+    "no workers": ([*EVALUATE, "images", "--workers", "-1"], "--workers"),
+    "unknown device": ([*EVALUATE, "images", "--device", "tpu9"], "expected auto, cpu, cuda"),
+    "trace exists": ([*EVALUATE, "images", "--out", "text.th"], "--force"),
+    "no data": (["evaluate", "m.safetensors"], "--data"),
+    "rate of 0": ([*FINETUNE, "--target-rate", "0"], "target rate 0"),
+    "rate over 1": ([*FINETUNE, "--target-rate", "1.2"], "target rate 1.2"),
+    "rate no number": ([*FINETUNE, "--target-rate", "abc"], "abc"),
+    "unknown target": ([*FINETUNE, "--target", "block"], "--target"),
+    "no epochs": ([*FINETUNE, "--epochs", "0"], "--epochs"),
+    "no training batch": ([*FINETUNE, "--batch-size", "0"], "--batch-size"),
+    "negative lr": ([*FINETUNE, "--lr", "-1"], "lr -1"),
+    "unknown optimiser": ([*FINETUNE, "--opt", "zzz"], "names that timm knows"),
+    "unknown schedule": ([*FINETUNE, "--sched", "zzz"], "names that timm knows"),
+    "hflip over 1": ([*FINETUNE, "--hflip", "2"], "--hflip"),
+    "run exists": ([*FINETUNE, "--out", "taken"], "--force"),
+    "no gates": (["finetune", "dense.st", "--data", "images"], "has no gates"),
+    "analyze without data": (["analyze", "m.safetensors"], "give --data"),
+    "analyze trace with data": (["analyze", "t.parquet", "--data", "images"], "leave --data out"),
+    "analyze no trace": (["analyze", "t.parquet"], "no such file"),
+    "analyze without gates": (["analyze", "dense.st", "--data", "images"], "no gates"),
+    "negative epsilon": ([*ATTACK, "--epsilons", "-0.1"], "epsilon -0.1"),
+    "epsilon over 1": ([*ATTACK, "--epsilons", "0,8"], "did you mean 8/255"),
+    "epsilon no number": ([*ATTACK, "--epsilons", "1/0"], "epsilon '1/0'"),
+    "quality 0": ([*ATTACK, "--jpeg", "0"], "JPEG quality '0'"),
+    "unknown option": (["convert", "resnet18", "--gate-widht", "3"], "--gate-widht"),
+    "unknown command": (["transmogrify"], "transmogrify"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), CASES.values(), ids=CASES)
+def test_one_line_and_nothing_written(
+    arguments: list[str], message: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in workplace.rglob("*")}
+    code = run(arguments)
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert code == 2, captured.err
+    assert len(lines) == 1, captured.err
+    assert captured.err.splitlines()[-1] == lines[0]
+    assert message in lines[0]
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    after = {path: path.stat().st_mtime_ns for path in workplace.rglob("*")}
+    assert after == before
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("device", ["cuda", "cuda:3"])
+def test_no_gpu(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*EVALUATE, "images", "--device", device]) == 2
+    assert "0 CUDA GPUs are usable here" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_loss_that_is_not_finite_is_exit_code_3(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run([*FINETUNE, "--lr", "1e30", "--epochs", "1", "--batch-size", "4"]) == 3
+    assert "epoch 1, step" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("workplace")
+def test_ctrl_c_is_exit_code_130(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aigtool.trace.collect_trace", interrupt)
+    assert run([*EVALUATE, "images"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: interrupted")
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_defect_of_ours_shows_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr("aigtool.trace.collect_trace", fail)
+    with pytest.raises(RuntimeError, match="ours"):
+        run([*EVALUATE, "images"])
+
+
+@pytest.mark.usefixtures("workplace")
+def test_debug_shows_where_an_error_came_from(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["info", "no.safetensors", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
