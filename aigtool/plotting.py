@@ -3,7 +3,9 @@
 Colours are those of Okabe and Ito, which colour-blind readers tell apart.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec
 
 import numpy as np
 from matplotlib import rc_context
@@ -14,24 +16,51 @@ BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
-    "axes.titlesize": 10,
+    "axes.titlesize": 9,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#DDDDDD",
     "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
     "legend.frameon": False,
-    "savefig.dpi": 150,
+    "legend.fontsize": 8,
     "figure.dpi": 150,
+    "savefig.dpi": 150,
 }
+
+P = ParamSpec("P")
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Let a drawing function draw in the common style."""
+
+    @wraps(draw)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapper
 
 
 def new_figure(
-    width: float, height: float, rows: int = 1, columns: int = 1
+    width: float, height: float, columns: int = 1, *, title: str = "", about: str = ""
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure in the common style and its axes, row by row."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = np.atleast_1d(figure.subplots(rows, columns)).ravel().tolist()
+    """Return a figure of axes side by side, with a title and a line about what is shown.
+
+    Args:
+        width: In inches.
+        height: In inches.
+        columns: Number of axes.
+        title: What the figure shows.
+        about: Which data it shows it for.
+
+    Returns:
+        The figure and its axes, from left to right.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, columns)).tolist()
+    heading = "\n".join(line for line in (title, about) if line)
+    if heading:
+        figure.suptitle(heading, x=0.012, ha="left", fontsize=10)
     return figure, axes

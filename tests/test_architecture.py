@@ -75,6 +75,7 @@ def test_every_public_name_is_there() -> None:
         ["finetune", "--no-such-option"],
         ["evaluate", "model.safetensors"],
         ["attack", "m.safetensors", "--data", "d", "--epsilons=-1"],
+        ["finetune", "m.safetensors", "--data", "d", "--target-rate", "1.2"],
         ["no-such-command"],
     ],
 )

@@ -34,12 +34,12 @@ def write_figures(trace: ExecutionTrace, folder: str | Path) -> list[Path]:
     made = {
         "class_rates": (
             by_class.rename_axis("class").reset_index(),
-            class_heatmap(by_class, f"Execution rate of each gate, by class ({about})"),
+            class_heatmap(by_class, about),
         ),
-        "gate_rates": (by_gate, gate_bars(by_gate, f"Execution rate of each gate ({about})")),
+        "gate_rates": (by_gate, gate_bars(by_gate, about)),
         "blocks_executed": (
             blocks,
-            blocks_histogram(blocks, f"Gated blocks executed per image ({about})"),
+            blocks_histogram(blocks, about),
         ),
     }
     written = []

@@ -8,40 +8,44 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from aigtool.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure
+from aigtool.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, styled
 
 
-def class_heatmap(rates: pd.DataFrame, title: str = "") -> Figure:
+@styled
+def class_heatmap(rates: pd.DataFrame, about: str = "") -> Figure:
     """Draw execution rates, a row a class and a column a gate.
 
     Args:
         rates: What ``class_rates`` returned.
-        title: Said above the figure.
+        about: Which data, said under the title.
     """
     rows, columns = rates.shape
     label = max((len(str(name)) for name in rates.index), default=0)
     width = min(max(6.0, 2.2 + 0.07 * label + 0.24 * columns), 24)
     height = min(max(2.8, 1.9 + 0.22 * rows), 40)
-    figure, (axes,) = new_figure(width, height)
+    figure, (axes,) = new_figure(
+        width, height, title="Execution rate of each gate, by class", about=about
+    )
     image = axes.imshow(rates.to_numpy(), aspect="auto", vmin=0, vmax=1, cmap="cividis")
     axes.grid(visible=False)
     axes.set_yticks(range(rows), [str(name) for name in rates.index])
     _label_gates(axes, [str(name) for name in rates.columns])
-    axes.set_title(title or "Execution rate of each gate, by class")
     bar = figure.colorbar(image, ax=axes, pad=0.01)
-    bar.set_label("share of the class's images that execute the block")
+    bar.set_label("execution rate")
     return figure
 
 
-def gate_bars(rates: pd.DataFrame, title: str = "") -> Figure:
+@styled
+def gate_bars(rates: pd.DataFrame, about: str = "") -> Figure:
     """Draw each gate's execution rate; what ``gate_rates`` returned."""
     low, high = 0.05, 0.95
     kinds = {
-        "always on (95 % or more)": (rates["rate"] >= high, BLUE),
+        "always on (≥ 95 %)": (rates["rate"] >= high, BLUE),
         "adaptive": ((rates["rate"] > low) & (rates["rate"] < high), GREEN),
-        "always off (5 % or less)": (rates["rate"] <= low, VERMILION),
+        "always off (≤ 5 %)": (rates["rate"] <= low, VERMILION),
     }
-    figure, (axes,) = new_figure(min(max(6.0, 1.6 + 0.24 * len(rates)), 24), 3.4)
+    width = min(max(6.0, 1.6 + 0.24 * len(rates)), 24)
+    figure, (axes,) = new_figure(width, 3.6, title="Execution rate of each gate", about=about)
     for label, (chosen, color) in kinds.items():
         if chosen.any():
             positions = np.flatnonzero(chosen.to_numpy())
@@ -54,14 +58,14 @@ def gate_bars(rates: pd.DataFrame, title: str = "") -> Figure:
     axes.grid(visible=False, axis="x")
     axes.set(ylim=(0, 1.02), xlim=(-0.7, len(rates) - 0.3), ylabel="execution rate")
     _label_gates(axes, [str(name) for name in rates["gate"]])
-    axes.set_title(title or "Execution rate of each gate", pad=24)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2, fontsize=8)
+    figure.legend(loc="outside lower left", ncols=4)
     return figure
 
 
-def blocks_histogram(counts: pd.DataFrame, title: str = "") -> Figure:
+@styled
+def blocks_histogram(counts: pd.DataFrame, about: str = "") -> Figure:
     """Draw how many images executed each number of blocks; what ``blocks_executed`` returned."""
-    figure, (axes,) = new_figure(6.4, 3.4)
+    figure, (axes,) = new_figure(6.4, 3.6, title="Gated blocks executed per image", about=about)
     axes.bar(counts["blocks"], counts["right"], color=BLUE, width=0.85, label="right answer")
     axes.bar(
         counts["blocks"],
@@ -79,14 +83,14 @@ def blocks_histogram(counts: pd.DataFrame, title: str = "") -> Figure:
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(visible=False, axis="x")
     axes.set(xlabel="gated blocks executed", ylabel="images", xlim=(-0.7, len(counts) - 0.3))
-    axes.set_title(title or "Gated blocks executed per image")
-    axes.legend()
+    figure.legend(loc="outside lower left", ncols=3)
     return figure
 
 
+@styled
 def training_figure(metrics: pd.DataFrame) -> Figure:
     """Draw a run's ``metrics.csv``: loss, accuracy and execution rates over the epochs."""
-    figure, (loss, accuracy, rate) = new_figure(10, 3.2, columns=3)
+    figure, (loss, accuracy, rate) = new_figure(10, 3.4, columns=3)
     epochs = metrics["epoch"]
     marker = "o" if len(metrics) < 30 else None
     loss.plot(epochs, metrics["train_loss"], color=BLUE, marker=marker, ms=3, label="training")
@@ -94,7 +98,6 @@ def training_figure(metrics: pd.DataFrame) -> Figure:
         epochs, metrics["val_loss"], color=ORANGE, marker=marker, ms=3, label="validation (task)"
     )
     loss.set(title="Loss", xlabel="epoch", ylim=(0, None))
-    loss.legend()
 
     accuracy.plot(epochs, metrics["train_top1"], color=BLUE, marker=marker, ms=3, label="training")
     accuracy.errorbar(
@@ -112,7 +115,6 @@ def training_figure(metrics: pd.DataFrame) -> Figure:
         best["epoch"], best["val_top1"], "o", ms=9, mfc="none", mec=GREY, label="best epoch"
     )
     accuracy.set(title="Top-1 accuracy, %", xlabel="epoch")
-    accuracy.legend()
 
     gates = [name for name in metrics if str(name).startswith("rate.")]
     if gates:
@@ -134,10 +136,12 @@ def training_figure(metrics: pd.DataFrame) -> Figure:
             ms=3,
             label="mean, argmax on validation",
         )
-        rate.legend()
     rate.set(title="Execution rate", xlabel="epoch", ylim=(-0.02, 1.02))
     for axes in (loss, accuracy, rate):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        handles, _ = axes.get_legend_handles_labels()
+        if handles:
+            axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16))
     return figure
 
 

@@ -57,14 +57,15 @@ def run_demo(
 
     note(f"1. train {NETWORK} on {len(images.train)} digits, as any network is trained")
     plain = replace(_RECIPE, epochs=8, lr=3e-3, warmup_epochs=1, distill=0.0, seed=seed)
-    dense = _train(model, images, plain, folder / "dense", device)
+    dense = _train("training", model, images, plain, folder / "dense", device)
 
     note("2. convert: a gate before each of its residual blocks")
     gated = Model(convert(dense.network), dense.description.after("convert"))
     save_model(folder / "converted.safetensors", gated.network, gated.description)
 
     note(f"3. fine-tune it to run {100 * _RECIPE.target_rate:.0f} % of its blocks")
-    gated = _train(gated, images, replace(_RECIPE, seed=seed), folder / "run", device)
+    recipe = replace(_RECIPE, seed=seed)
+    gated = _train("fine-tuning", gated, images, recipe, folder / "run", device)
 
     note("4. measure both on test images that neither has seen")
     dense = load_model(folder / "run" / "dense.safetensors")
@@ -89,9 +90,14 @@ def run_demo(
 
 
 def _train(
-    model: Model, images: TrainingImages, config: FinetuneConfig, out: Path, device: torch.device
+    label: str,
+    model: Model,
+    images: TrainingImages,
+    config: FinetuneConfig,
+    out: Path,
+    device: torch.device,
 ) -> Model:
-    with training_progress(config, len(images.train)) as (on_step, on_epoch):
+    with training_progress(config, len(images.train), label) as (on_step, on_epoch):
         return finetune(
             model,
             images.train,

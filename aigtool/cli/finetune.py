@@ -150,7 +150,27 @@ def finetune(
     (the network before gating), last.ckpt, metrics.csv, config.yaml and training.png.
     """
     from aigtool.output import check_output
+    from aigtool.training.config import FinetuneConfig
 
+    # Checked before torch is imported, so that a slip is answered at once.
+    config = FinetuneConfig(
+        target_rate=target_rate,
+        target=target,
+        rate_weight=rate_weight,
+        epochs=epochs,
+        batch_size=batch_size,
+        opt=opt,
+        lr=lr,
+        gate_lr=gate_lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        sched=sched,
+        warmup_epochs=warmup_epochs,
+        noise_hold=noise_hold,
+        distill=distill,
+        seed=seed,
+        workers=workers,
+    )
     folder = check_output(out or Path("runs") / model.stem, force=force)
     with status("loading the network"):
         from aigtool.cli.opening import open_reference, ready
@@ -159,28 +179,9 @@ def finetune(
         from aigtool.device import find_device
         from aigtool.errors import UserError
         from aigtool.models.files import load_model
-        from aigtool.training.config import FinetuneConfig
         from aigtool.training.loop import finetune as finetune_network
         from aigtool.training.run_folder import RunFolder
 
-        config = FinetuneConfig(
-            target_rate=target_rate,
-            target=target,
-            rate_weight=rate_weight,
-            epochs=epochs,
-            batch_size=batch_size,
-            opt=opt,
-            lr=lr,
-            gate_lr=gate_lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            sched=sched,
-            warmup_epochs=warmup_epochs,
-            noise_hold=noise_hold,
-            distill=distill,
-            seed=seed,
-            workers=workers,
-        )
         where = find_device(device)
         loaded = load_model(model)
         if not loaded.description.gated_blocks:

@@ -1,6 +1,7 @@
 """Images to train on and images to choose the best epoch by."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from aigtool.data.images import DIGITS, DataSource, ImageSet, has_split, open_images
 from aigtool.data.loading import eval_transform, held_out, train_transform
@@ -34,6 +35,8 @@ def open_training_images(
 ) -> TrainingImages:
     """Open ``train/`` and ``val/``; where there is no ``val/``, take a part out of ``train/``.
 
+    A folder that has class folders and no splits is all for training.
+
     Args:
         description: Of the network to train.
         source: Where the images are.
@@ -56,7 +59,7 @@ def open_training_images(
     training = train_transform(description.input, hflip=hflip)
     plain = eval_transform(description.input)
     names = description.class_names
-    train = open_images(source, "train", training, names)
+    train = open_images(source, _training_split(source), training, names)
     train.check_classes(description.num_classes)
     if has_split(source, "val"):
         val = open_images(source, "val", plain, names or train.classes)
@@ -68,3 +71,10 @@ def open_training_images(
         )
     kept, out = held_out([train.labels[i] for i in train.indices], val_fraction, seed)
     return TrainingImages(train.take(kept), train.take(out, plain), held_out=True)
+
+
+def _training_split(source: DataSource) -> str:
+    """Return ``train``, or ``""`` for a folder that has class folders and no splits."""
+    folder = Path(source.name).is_dir() and source.name != DIGITS
+    parted = any(has_split(source, split) for split in ("train", "val", "test"))
+    return "" if folder and not parted else "train"

@@ -25,7 +25,7 @@ def write_attack(rows: pd.DataFrame, folder: str | Path, about: str) -> list[Pat
         rows.to_csv(temporary, index=False)
     write_json(record, {"data": about, "rows": records(rows)})
     with replacing(figure) as temporary:
-        robustness_figure(rows, f"Accuracy under FGSM ({about})").savefig(temporary)
+        robustness_figure(rows, about).savefig(temporary)
     return [table, record, figure]
 
 

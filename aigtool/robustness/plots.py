@@ -4,19 +4,20 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from aigtool.plotting import BLUE, GREEN, ORANGE, new_figure
+from aigtool.plotting import BLUE, GREEN, ORANGE, new_figure, styled
 
 _COLORS = {"gated": BLUE, "dense": ORANGE, "open": GREEN}
 
 
-def robustness_figure(rows: pd.DataFrame, title: str = "") -> Figure:
+@styled
+def robustness_figure(rows: pd.DataFrame, about: str = "") -> Figure:
     """Draw accuracy over epsilon: a colour a network, dashed under a defence.
 
     Args:
         rows: What ``attack_accuracy`` returned.
-        title: Said above the figure.
+        about: Which data, said under the title.
     """
-    figure, (axes,) = new_figure(6.4, 4.0)
+    figure, (axes,) = new_figure(6.4, 4.4, title="Accuracy under FGSM", about=about)
     for (network, defense, _), curve in rows.groupby(
         ["network", "defense", "quality"], dropna=False, sort=False
     ):
@@ -37,8 +38,7 @@ def robustness_figure(rows: pd.DataFrame, title: str = "") -> Figure:
             label=f"{network}, JPEG {curve['quality'].iloc[0]:.0f}" if defended else str(network),
         )
     axes.set(
-        xlabel="epsilon, in 1/255 of the pixel range", ylabel="top-1 accuracy, %", ylim=(0, 100)
+        xlabel="epsilon, in 1/255 of the pixel range", ylabel="top-1 accuracy, %", ylim=(0, 102)
     )
-    axes.set_title(title or "Accuracy under FGSM")
-    axes.legend()
+    figure.legend(loc="outside lower left", ncols=4)
     return figure

@@ -201,6 +201,8 @@ def test_training_images(image_folder: Path) -> None:
         (image_folder / name).rename(image_folder / f"other-{name}")
     images = open_training_images(description, source, val_fraction=0.25)
     assert (len(images.train), len(images.val), images.held_out) == (18, 6, True)
+    plain = DataSource(str(image_folder / "train"))
+    assert len(open_training_images(description, plain, val_fraction=0.25).train) == 18
     names = {images.train.filename(i) for i in range(18)}
     assert not names & {images.val.filename(i) for i in range(6)}
 
