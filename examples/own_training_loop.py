@@ -12,7 +12,7 @@ import aigtool
 TARGET_RATE = 0.6
 
 
-def main(steps: int = 8) -> torch.nn.Module:
+def main(steps: int = 12) -> torch.nn.Module:
     """Train for some steps and return the gated network."""
     torch.manual_seed(0)
     network = aigtool.convert(timm.create_model("resnet10t", num_classes=10))
@@ -20,9 +20,12 @@ def main(steps: int = 8) -> torch.nn.Module:
     pixel_network = aigtool.PixelNetwork(network, spec)
     images = aigtool.open_images("digits", "train", aigtool.train_transform(spec, hflip=0.0))
 
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    gates = [p for _, gate in aigtool.named_gates(network) for p in gate.parameters()]
+    others = [p for name, p in network.named_parameters() if ".gate." not in name]
+    optimizer = torch.optim.AdamW([{"params": others, "lr": 1e-3}, {"params": gates, "lr": 0.05}])
     pixel_network.train()
-    for step, (pixels, labels) in enumerate(aigtool.load_batches(images, batch_size=64), 1):
+    batches = aigtool.load_batches(images, batch_size=64, shuffle_seed=0)
+    for step, (pixels, labels) in enumerate(batches, 1):
         with aigtool.recorded_decisions(network) as decisions:
             logits = pixel_network(pixels)
         rates = aigtool.execution_rates(decisions.values())

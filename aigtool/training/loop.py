@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -191,27 +192,7 @@ class _Trainer:
         self.gates = dict(named_gates(network))
         self.steps = math.ceil(images / config.batch_size)
         self.done = 0
-        try:
-            self.optimizer = create_optimizer_v2(
-                _parameter_groups(network, config),
-                opt=config.opt,
-                lr=config.lr,
-                momentum=config.momentum,
-            )
-            self.scheduler, _ = create_scheduler_v2(
-                self.optimizer,
-                sched=config.sched,
-                num_epochs=config.epochs,
-                warmup_epochs=config.warmup_epochs,
-                min_lr=0.0,
-                step_on_epochs=False,
-                updates_per_epoch=self.steps,
-            )
-        except (AssertionError, ValueError) as error:
-            raise UserError(
-                f"optimiser {config.opt!r} with schedule {config.sched!r} cannot be made: {error}; "
-                "expected names that timm knows, such as sgd, adamw and cosine, step"
-            ) from error
+        self.optimizer, self.scheduler = _optimizer_and_schedule(network, config, self.steps)
 
     def train_epoch(
         self, epoch: int, images: ImageSet, on_step: Callable[[StepReport], None]
@@ -314,6 +295,35 @@ class _Trainer:
             "rng": torch.get_rng_state(),
             "metrics": metrics,
         }
+
+
+def _optimizer_and_schedule(
+    network: nn.Module, config: FinetuneConfig, steps: int
+) -> tuple[torch.optim.Optimizer, Scheduler]:
+    try:
+        optimizer = create_optimizer_v2(
+            _parameter_groups(network, config),
+            opt=config.opt,
+            lr=config.lr,
+            momentum=config.momentum,
+        )
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=config.sched,
+            num_epochs=config.epochs,
+            warmup_epochs=config.warmup_epochs,
+            min_lr=0.0,
+            step_on_epochs=False,
+            updates_per_epoch=steps,
+        )
+        if scheduler is None:
+            raise ValueError("there is no such schedule")
+    except (AssertionError, ValueError) as error:
+        raise UserError(
+            f"optimiser {config.opt!r} with schedule {config.sched!r} cannot be made: {error}; "
+            "expected names that timm knows, such as sgd, adamw and cosine, step"
+        ) from error
+    return optimizer, scheduler
 
 
 def _parameter_groups(network: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
