@@ -91,6 +91,8 @@ def analyze(
 
             where = find_device(device)
             model = load_model(subject)
+            if not model.description.gated_blocks:
+                raise UserError(f"{subject} has no gates to analyse: aigtool convert adds them")
             source = DataSource(data, data_dir, download, class_map)
             images = open_for(model, source, split, limit)
             prepared = ready(model, where)

@@ -89,10 +89,10 @@ def attack(
         images = open_for(loaded, source, split, limit)
         kind, reference = open_reference(loaded, model, dense)
         gated, other = ready(loaded, where), ready(reference, where)
-        networks = {
-            "gated": Judged(gated.network, gated.flops, loaded.description.policy),
-            kind: Judged(other.network, other.flops, "open"),
-        }
+        networks = {kind: Judged(other.network, other.flops, "open")}
+        if loaded.description.gated_blocks:
+            policy = loaded.description.policy
+            networks = {"gated": Judged(gated.network, gated.flops, policy), **networks}
     with progress("attacking", len(images)) as advance:
         rows = attack_accuracy(
             networks,
@@ -116,18 +116,22 @@ def _show(rows: list[dict[str, Any]], about: str) -> None:
     names = list(dict.fromkeys(str(row["network"]) for row in rows))
     cases = list(dict.fromkeys((row["defense"], row["quality"], row["epsilon"]) for row in rows))
     cell = {(r["network"], r["defense"], r["quality"], r["epsilon"]): r for r in rows}
-    print_table(
-        f"Top-1 under FGSM, {about}",
-        ["defence", "epsilon", *names, "execution\nrate", "gates as on\nclean image"],
-        [
+    table = []
+    for case in cases:
+        defense, quality, epsilon = case
+        gates = cell.get(("gated", *case), {})
+        table.append(
             [
                 "none" if defense == "none" else f"JPEG {quality}",
                 f"{255 * epsilon:g}/255",
-                *(percent(cell[name, defense, quality, epsilon]["top1"]) for name in names),
-                share(cell["gated", defense, quality, epsilon]["execution_rate"]),
-                share(cell["gated", defense, quality, epsilon]["gate_agreement"]),
+                *(percent(cell[(name, *case)]["top1"]) for name in names),
+                share(gates.get("execution_rate")),
+                share(gates.get("gate_agreement")),
             ]
-            for defense, quality, epsilon in cases
-        ],
+        )
+    print_table(
+        f"Top-1 under FGSM, {about}",
+        ["defence", "epsilon", *names, "execution\nrate", "gates as on\nclean image"],
+        table,
         text_columns=2,
     )

@@ -98,7 +98,7 @@ def evaluate(
         )
     summary = trace.summary()
     beside: dict[str, Any] | None = None
-    if not (kind == "open" and (chosen == "open" or not trace.gates)):
+    if reference is not loaded or (trace.gates and chosen != "open"):
         other = ready(reference, where)
         with progress(f"evaluating {kind}", len(images)) as advance:
             beside = collect_trace(
@@ -126,7 +126,7 @@ def evaluate(
 
 
 def _show(summary: dict[str, Any], beside: dict[str, Any] | None, kind: str, source: str) -> None:
-    columns = {f"policy {summary['policy']}": summary}
+    columns = {f"policy {summary['policy']}" if summary["gates"] else "no gates": summary}
     if beside is not None:
         columns[kind] = beside
     rows: dict[str, Callable[[dict[str, Any]], str]] = {

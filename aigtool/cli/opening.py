@@ -53,7 +53,7 @@ def open_for(
 def open_reference(model: Model, path: Path, dense: Path | None) -> tuple[str, Model]:
     """Find what to compare with; a dense file must be of the same network's kind of input."""
     name, reference = load_reference(model, path, dense)
-    if name == "open":
+    if reference is model:
         return name, reference
     names = reference.description.class_names or model.description.class_names
     return name, replace(reference, description=replace(reference.description, class_names=names))

@@ -100,11 +100,13 @@ def load_reference(
         dense: Another file of the network before gating.
 
     Returns:
-        ``"dense"`` and that network; or, where there is no such file, ``"open"`` and the gated
-        network itself, to be run with open gates.
+        ``"dense"`` and that network, or the given one if it has no gates; or, where there is no
+        such file, ``"open"`` and the gated network itself, to be run with open gates.
     """
     beside = Path(path).parent / DENSE_FILE
-    if dense is None and (not beside.is_file() or beside.samefile(path)):
+    if dense is None and not model.description.gated_blocks:
+        return "dense", model
+    if dense is None and not beside.is_file():
         return "open", model
     return "dense", load_model(dense or beside)
 

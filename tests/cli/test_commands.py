@@ -96,6 +96,8 @@ def test_the_way_from_a_folder_to_figures(
     assert opened["execution_rate"] == 1.0
     dense = aigtool("evaluate", tmp_path / "run" / "dense.safetensors", *data, "--json")
     assert (dense["execution_rate"], dense["reference"]) == (None, None)
+    alone = aigtool("attack", tmp_path / "run" / "dense.safetensors", *data, "--epsilons", "0")
+    assert "gated" not in alone.out
     shown = aigtool("evaluate", best, *data)
     assert "right" in shown.out
     assert "next:" in shown.err

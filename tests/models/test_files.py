@@ -128,6 +128,7 @@ def test_the_reference_is_dense_where_there_is_one(
     save_model(dense_path, create_network("cifar_resnet20", num_classes=3), DESCRIPTION)
     kind, dense = load_reference(model, gated_path)
     assert (kind, dense.description.gated_blocks) == ("dense", {})
+    assert load_reference(dense, dense_path) == ("dense", dense)
     kind, dense = load_reference(model, gated_path, tmp_path / "other.safetensors")
     assert kind == "dense"
     with pytest.raises(UserError, match="no such file"):
