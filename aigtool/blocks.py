@@ -21,6 +21,10 @@ class NotResidualError(ValueError):
     """A module is no residual block that can be cut; the message says what was found."""
 
 
+class UnsplittableBlockError(NotResidualError):
+    """A residual block that cannot be gated as it is; the message says why."""
+
+
 @dataclass(frozen=True)
 class Split:
     """A residual block ``tail(shortcut + residual)``, cut at its last addition.
@@ -62,8 +66,11 @@ def split(block: nn.Module) -> Split:
         block itself, a copy of it, or a ``GatedBlock`` that has taken over its layers.
 
     Raises:
-        NotResidualError: The block cannot be traced, does not end in an addition whose addends
-            both reach its input, or has as many parametrised layers in the one as in the other.
+        NotResidualError: The module cannot be traced, or does not end in an addition whose addends
+            both reach its input.
+        UnsplittableBlockError: It does, but both branches have as many parametrised layers, a
+            branch writes in place into what the other reads, its trace depends on the training
+            mode, or it has an attribute ``gate``.
 
     Example:
         >>> from torchvision.models.resnet import BasicBlock
@@ -87,9 +94,15 @@ def split(block: nn.Module) -> Split:
     shared = behind[first] & behind[second]
     layers = {addend: _layers(block, nodes - shared) for addend, nodes in behind.items()}
     if layers[first] == layers[second]:
-        raise NotResidualError(
+        raise UnsplittableBlockError(
             f"its two branches have {layers[first]} parametrised layers each, "
             "so neither is plainly the shortcut"
+        )
+    if hasattr(block, "gate"):
+        raise UnsplittableBlockError("it already has an attribute called gate")
+    if str(graph) != str(_trace_in_mode(block, training=not block.training)):
+        raise UnsplittableBlockError(
+            "it reads self.training, which a trace fixes; let a module such as nn.Dropout read it"
         )
     shortcut, residual = sorted(behind, key=lambda addend: layers[addend])
 
@@ -101,6 +114,12 @@ def split(block: nn.Module) -> Split:
         return sorted((n for n in used & shared if n.op != "get_attr"), key=order.__getitem__)
 
     for_residual, for_shortcut = crossing(residual), crossing(shortcut)
+    for value in {*for_residual} & {*for_shortcut}:
+        if any(_writes_in_place(block, user) for user in set(value.users) - shared - {addition}):
+            raise UnsplittableBlockError(
+                "a branch writes in place into a value that the other reads too; "
+                "use an operation that is not in place there"
+            )
     return Split(
         head=_function(inputs[:1], (tuple(for_residual), tuple(for_shortcut)), order),
         residual=_function(for_residual, residual, order),
@@ -123,12 +142,35 @@ def _trace(block: nn.Module) -> fx.Graph:
     return graph
 
 
+def _trace_in_mode(block: nn.Module, *, training: bool) -> fx.Graph:
+    modes = {module: module.training for module in block.modules()}
+    block.train(training)
+    try:
+        return _trace(block)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _writes_in_place(block: nn.Module, node: fx.Node) -> bool:
+    if _is_layer(node):
+        return bool(getattr(block.get_submodule(str(node.target)), "inplace", False))
+    name = str(getattr(node.target, "__name__", node.target))
+    is_operator = getattr(node.target, "__module__", "") == "_operator" and name.startswith("i")
+    return is_operator or name.endswith("_") or bool(node.kwargs.get("inplace", False))
+
+
 def _last_addition(block: nn.Module, graph: fx.Graph) -> tuple[fx.Node, fx.Node]:
     """Walk back from the output, past an activation or the like, to the addition."""
     output = next(node for node in graph.nodes if node.op == "output").args[0]
     node = output
     while isinstance(node, fx.Node):
-        if node.target in _ADDITIONS and len(node.all_input_nodes) == 2 and not node.kwargs:
+        if (
+            not _is_layer(node)
+            and node.target in _ADDITIONS
+            and len(node.all_input_nodes) == 2
+            and not node.kwargs
+        ):
             return node, cast(fx.Node, output)
         weights = block.get_submodule(str(node.target)).parameters() if _is_layer(node) else ()
         if len(node.all_input_nodes) != 1 or any(weight.ndim > 1 for weight in weights):
@@ -205,9 +247,6 @@ class GatedBlock(nn.Module):
         parts: What ``split`` made of it.
         gate: Decides on the block's input, ``(N, C, H, W)``.
 
-    Raises:
-        NotResidualError: The block has an attribute ``gate`` of its own.
-
     Example:
         >>> from torchvision.models.resnet import BasicBlock
         >>> block = BasicBlock(8, 8).eval()
@@ -225,8 +264,6 @@ class GatedBlock(nn.Module):
 
     def __init__(self, block: nn.Module, parts: Split, gate: Gate) -> None:
         super().__init__()
-        if hasattr(block, "gate"):
-            raise NotResidualError("it already has an attribute called gate")
         for name, value in vars(block).items():
             self.__dict__[name] = value.copy() if isinstance(value, dict | set) else value
         self.gate = gate

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from aigtool.blocks import GatedBlock, NotResidualError, Split, split
+from aigtool.blocks import GatedBlock, NotResidualError, Split, UnsplittableBlockError, split
 from aigtool.errors import UserError
 from aigtool.gates import POLICIES, Decision, Gate, Policy
 
@@ -18,7 +18,8 @@ def find_blocks(network: nn.Module) -> dict[str, Split]:
     """Find the residual blocks of a network.
 
     A block is the outermost module whose trace ends in an addition of two branches from its
-    input. Nothing inside a block is a block: attention modules look like blocks too.
+    input. Nothing inside a block is a block: attention modules look like blocks too. A block that
+    ``split`` cannot cut is left out, and nothing inside it is looked at.
 
     Args:
         network: Any module; its gated blocks are blocks too.
@@ -40,6 +41,8 @@ def find_blocks(network: nn.Module) -> dict[str, Split]:
                 continue
             try:
                 found[prefix + name] = split(child)
+            except UnsplittableBlockError:
+                continue
             except NotResidualError:
                 visit(child, f"{prefix}{name}.")
 
@@ -171,6 +174,26 @@ def gate_policy(network: nn.Module, policy: Policy) -> Iterator[None]:
     finally:
         for gate, old in before.items():
             gate.policy = old
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network in evaluation mode within the block; each module then goes back to its own.
+
+    Example:
+        >>> network = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(3).eval())
+        >>> with evaluating(network):
+        ...     inside = network.training
+        >>> inside, network[0].training, network[1].training
+        (False, True, False)
+    """
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def set_policy(network: nn.Module, policy: Policy) -> None:

@@ -5,6 +5,14 @@ import torch
 from aigtool.errors import UserError
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was given, so that a clock tells its time."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def find_device(name: str) -> torch.device:
     """Return the device of a name.
 

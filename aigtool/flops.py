@@ -16,7 +16,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from aigtool.blocks import GatedBlock
-from aigtool.conversion import find_blocks, gate_policy
+from aigtool.conversion import evaluating, find_blocks, gate_policy
 from aigtool.gates import Gate, Policy
 
 
@@ -117,7 +117,7 @@ def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> Network
         The counts.
     """
     image = torch.zeros(1, *input_size, device=next(network.parameters()).device)
-    with _evaluating(network):
+    with evaluating(network):
         with gate_policy(network, "open"), _gate_inputs(network) as inputs:
             opened = _count(network, image)
         with gate_policy(network, "closed"):
@@ -160,17 +160,6 @@ def _count(network: nn.Module, image: Tensor) -> dict[str, int]:
     with torch.no_grad():
         counts: dict[str, int] = analysis.by_module()
     return counts
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager

@@ -51,18 +51,20 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def check_output(path: str | Path, *, force: bool = False) -> Path:
+def check_output(path: str | Path, *, force: bool = False, folder: bool = False) -> Path:
     """Refuse an output that exists or cannot be written, before any work is spent on it.
 
     Args:
-        path: The file or folder that will be written. An empty folder counts as free.
+        path: What will be written.
         force: Whether an existing output may be replaced.
+        folder: Whether it is a folder; an empty one counts as free.
 
     Returns:
         ``path`` as a ``Path``.
 
     Raises:
-        UserError: It exists and ``force`` is false, or its folder cannot be written.
+        UserError: It exists and ``force`` is false, it is a file where a folder is expected or the
+            other way round, or its folder cannot be written.
 
     Example:
         >>> check_output("/proc/out.safetensors")
@@ -71,10 +73,14 @@ def check_output(path: str | Path, *, force: bool = False) -> Path:
         aigtool.errors.UserError: output /proc/out.safetensors: the folder /proc cannot be ...
     """
     path = Path(path)
+    if path.exists() and path.is_dir() != folder:
+        found, wanted = ("file", "folder") if folder else ("folder", "file")
+        raise UserError(f"output {path} is a {found}: expected the name of a {wanted}")
     occupied = any(path.iterdir()) if path.is_dir() else path.exists()
     if occupied and not force:
         raise UserError(f"output {path} exists: choose another name, or pass --force to replace it")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    parent = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    parent = parent if folder or parent != path.absolute() else parent.parent
     if not parent.is_dir() or not _can_write(parent):
         raise UserError(
             f"output {path}: the folder {parent} cannot be written; choose another place"

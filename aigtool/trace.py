@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 import torch
 from torch.nn import functional as F
 
-from aigtool.conversion import gate_policy, named_gates, recorded_decisions
+from aigtool.conversion import evaluating, gate_policy, named_gates, recorded_decisions
 from aigtool.data.images import ImageSet
 from aigtool.data.loading import load_batches
+from aigtool.device import synchronize
 from aigtool.errors import UserError
 from aigtool.flops import BlockFlops, NetworkFlops
 from aigtool.gates import Policy
@@ -149,30 +150,30 @@ def load_trace(path: str | Path) -> ExecutionTrace:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"trace {path}: no such file; `aigtool evaluate --trace FILE` writes one")
+        raise UserError(f"trace {path}: no such file; `aigtool evaluate --out FILE` writes one")
     try:
         table = pq.read_table(path)
         about = json.loads((table.schema.metadata or {})[_KEY])
         blocks = tuple(BlockFlops(**block) for block in about["flops"].pop("blocks"))
         flops = NetworkFlops(**about.pop("flops"), blocks=blocks)
+        frame = table.to_pandas()
+        names = [block.name for block in flops.gated_blocks]
+        return ExecutionTrace(
+            images=frame[[c for c in frame if not str(c).startswith((_EXECUTED, _PROBABILITY))]],
+            executed=_matrix(frame, _EXECUTED, names).astype(bool),
+            probability=_matrix(frame, _PROBABILITY, names).astype(np.float32),
+            flops=flops,
+            policy=about["policy"],
+            targets=tuple(about["targets"]),
+            classes=None if about["classes"] is None else tuple(about["classes"]),
+            source=about["source"],
+            seconds=about["seconds"],
+        )
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"trace {path} is no whole execution trace ({error}); `aigtool evaluate --trace FILE` "
+            f"trace {path} is no whole execution trace ({error}); `aigtool evaluate --out FILE` "
             "writes one"
         ) from error
-    frame = table.to_pandas()
-    names = [block.name for block in flops.gated_blocks]
-    return ExecutionTrace(
-        images=frame[[c for c in frame if not str(c).startswith((_EXECUTED, _PROBABILITY))]],
-        executed=_matrix(frame, _EXECUTED, names).astype(bool),
-        probability=_matrix(frame, _PROBABILITY, names).astype(np.float32),
-        flops=flops,
-        policy=about["policy"],
-        targets=tuple(about["targets"]),
-        classes=None if about["classes"] is None else tuple(about["classes"]),
-        source=about["source"],
-        seconds=about["seconds"],
-    )
 
 
 def collect_trace(
@@ -205,30 +206,25 @@ def collect_trace(
     executed: list[npt.NDArray[np.bool_]] = []
     probability: list[npt.NDArray[np.float32]] = []
     seconds = 0.0
-    training = network.training
-    network.eval()
-    try:
-        with (
-            torch.inference_mode(),
-            gate_policy(network, policy),
-            recorded_decisions(network) as decisions,
-        ):
-            for batch in load_batches(images, batch_size=batch_size, workers=workers):
-                pixels, labels = (tensor.to(device) for tensor in batch)
-                if not rows:
-                    network(pixels)  # The first pass pays for memory and kernels: not timed.
-                start = time.perf_counter()
-                logits = network(pixels).float()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                seconds += time.perf_counter() - start
-                rows.append(_judge(logits, labels))
-                made = [decisions[name] for name in gates]
-                executed.append(_columns([d.scale > 0 for d in made], len(labels)))
-                probability.append(_columns([d.logit.sigmoid() for d in made], len(labels)))
-                progress(len(labels))
-    finally:
-        network.train(training)
+    with (
+        torch.inference_mode(),
+        evaluating(network),
+        gate_policy(network, policy),
+        recorded_decisions(network) as decisions,
+    ):
+        for batch in load_batches(images, batch_size=batch_size, workers=workers):
+            pixels, labels = (tensor.to(device) for tensor in batch)
+            if not rows:
+                network(pixels)  # The first pass pays for memory and kernels: not timed.
+            start = time.perf_counter()
+            logits = network(pixels).float()
+            synchronize(device)
+            seconds += time.perf_counter() - start
+            rows.append(_judge(logits, labels))
+            made = [decisions[name] for name in gates]
+            executed.append(_columns([d.scale > 0 for d in made], len(labels)))
+            probability.append(_columns([d.logit.sigmoid() for d in made], len(labels)))
+            progress(len(labels))
     frame = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
     count = len(frame["label"])
     files = [images.filename(index) for index in range(count)]

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aigtool.blocks import GatedBlock, NotResidualError, split
+from aigtool.blocks import GatedBlock, NotResidualError, UnsplittableBlockError, split
+from aigtool.conversion import find_blocks
 from aigtool.gates import Gate
 
 
@@ -163,7 +164,6 @@ class Bias(nn.Module):
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        (Tie(), "1 parametrised layers each"),
         (Branching(), "cannot trace"),
         (TwoInputs(), "more or fewer than one input"),
         (Bias(), "does not reach the input"),
@@ -178,8 +178,48 @@ def test_what_is_no_residual_block_is_refused_with_the_reason(
         split(module)
 
 
-def test_a_block_with_a_gate_of_its_own_is_refused() -> None:
-    block = InPlace()
-    block.gate = nn.Identity()
-    with pytest.raises(NotResidualError, match="attribute called gate"):
-        GatedBlock(block, split(block), Gate(4))
+class OwnGate(InPlace):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Identity()
+
+
+class WritesIntoTheShortcut(InPlace):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv1(x.relu_()) + x
+
+
+class ReadsTraining(InPlace):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.conv1(x), training=self.training) + x
+
+
+class Inner(nn.Module):
+    """A tie around a block that could be cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Sequential(InPlace()), nn.Sequential(InPlace())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(x) + self.right(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Tie, "1 parametrised layers each"),
+        (Inner, "3 parametrised layers each"),
+        (OwnGate, "attribute called gate"),
+        (WritesIntoTheShortcut, "writes in place"),
+        (ReadsTraining, r"reads self\.training"),
+    ],
+)
+def test_a_block_that_cannot_be_gated_is_left_alone_with_all_in_it(
+    kind: type[nn.Module], reason: str
+) -> None:
+    block = kind().eval()
+    with pytest.raises(UnsplittableBlockError, match=reason):
+        split(block)
+    assert not any(module.training for module in block.modules())
+    assert list(find_blocks(nn.Sequential(block, InPlace()))) == ["1"]

@@ -68,6 +68,22 @@ def test_a_converted_network_is_the_original_with_open_gates_and_skips_right(
             masked = network(x[:count])
         assert close(skipped, masked.detach())
 
+    # The gates' own decisions: skipping without a gradient, masked where the image wants one.
+    for gate in gates.values():
+        nn.init.normal_(gate.fc2.weight, std=2.0)
+        nn.init.zeros_(gate.fc2.bias)
+    for count in (1, 16):
+        with torch.no_grad(), recorded_decisions(network) as decisions:
+            skipped = network(x[:count])
+            chosen = {gate: decision.scale for gate, decision in decisions.items()}
+        with recorded_decisions(network) as decisions:
+            masked = network(x[:count].clone().requires_grad_())
+        assert close(skipped, masked.detach())
+        assert {decision.run for decision in decisions.values()} == {"scaled"}
+        for gate, decision in decisions.items():
+            assert torch.equal(decision.scale.detach(), chosen[gate])
+    assert 0 < torch.stack(list(chosen.values())).mean() < 1
+
 
 def test_a_skipped_block_is_not_computed(small_network: nn.Module) -> None:
     network = convert(small_network)

@@ -93,6 +93,14 @@ def test_policies_give_the_rates_they_promise(network: PixelNetwork, images: Ima
     assert [gate.policy for _, gate in named_gates(network)] == ["argmax"] * 9
 
 
+def test_modules_keep_their_modes(network: PixelNetwork, images: ImageSet) -> None:
+    network.train()
+    network.network.bn1.eval()
+    modes = [module.training for module in network.modules()]
+    collect(network, images)
+    assert [module.training for module in network.modules()] == modes
+
+
 def test_save_and_load(network: PixelNetwork, images: ImageSet, tmp_path: Path) -> None:
     trace = collect(network, images)
     path = tmp_path / "trace.parquet"

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from aigtool.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, styled
+from aigtool.trace import ADAPTIVE
 
 
 @styled
@@ -38,7 +39,7 @@ def class_heatmap(rates: pd.DataFrame, about: str = "") -> Figure:
 @styled
 def gate_bars(rates: pd.DataFrame, about: str = "") -> Figure:
     """Draw each gate's execution rate; what ``gate_rates`` returned."""
-    low, high = 0.05, 0.95
+    low, high = ADAPTIVE
     kinds = {
         "always on (≥ 95 %)": (rates["rate"] >= high, BLUE),
         "adaptive": ((rates["rate"] > low) & (rates["rate"] < high), GREEN),

@@ -18,6 +18,7 @@ from aigtool.cli.options import (
     Limit,
     PolicyOption,
     Quiet,
+    Seed,
     Split,
     Workers,
 )
@@ -49,6 +50,7 @@ def analyze(
     device: Device = "auto",
     batch_size: BatchSize = 128,
     workers: Workers = 2,
+    seed: Seed = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -75,7 +77,9 @@ def analyze(
             if is_trace
             else f"{subject} with no images: give --data, or a trace (.parquet) that evaluate wrote"
         )
-    folder = check_output(out or subject.with_name(f"{subject.stem}-analysis"), force=force)
+    folder = check_output(
+        out or subject.with_name(f"{subject.stem}-analysis"), force=force, folder=True
+    )
     with status("loading"):
         from aigtool.analysis.figures import write_figures
         from aigtool.analysis.rates import gate_rates
@@ -95,7 +99,7 @@ def analyze(
                 raise UserError(f"{subject} has no gates to analyse: aigtool convert adds them")
             source = DataSource(data, data_dir, download, class_map)
             images = open_for(model, source, split, limit)
-            prepared = ready(model, where)
+            prepared = ready(model, where, seed)
     if data is not None:
         with progress("running the network", len(images)) as advance:
             trace = collect_trace(
@@ -122,4 +126,4 @@ def analyze(
                 for row in gate_rates(trace).to_dict("records")
             ],
         )
-    wrote(written)
+    wrote(written, "" if data is None else f"aigtool attack {subject} --data {data}")

@@ -20,6 +20,7 @@ from aigtool.cli.options import (
     Limit,
     ModelFile,
     Quiet,
+    Seed,
     Split,
     Workers,
     parse_epsilons,
@@ -51,6 +52,7 @@ def attack(
     device: Device = "auto",
     batch_size: BatchSize = 128,
     workers: Workers = 2,
+    seed: Seed = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -74,7 +76,7 @@ def attack(
     from aigtool.output import check_output
 
     amounts, qualities = parse_epsilons(epsilons), parse_qualities(jpeg)
-    folder = check_output(out or model.with_name(f"{model.stem}-attack"), force=force)
+    folder = check_output(out or model.with_name(f"{model.stem}-attack"), force=force, folder=True)
     with status("loading the network"):
         from aigtool.cli.opening import open_for, open_reference, ready
         from aigtool.data.images import DataSource
@@ -88,7 +90,7 @@ def attack(
         source = DataSource(data, data_dir, download, class_map)
         images = open_for(loaded, source, split, limit)
         kind, reference = open_reference(loaded, model, dense)
-        gated, other = ready(loaded, where), ready(reference, where)
+        gated, other = ready(loaded, where), ready(reference, where, seed)
         networks = {kind: Judged(other.network, other.flops, "open")}
         if loaded.description.gated_blocks:
             policy = loaded.description.policy
@@ -109,7 +111,7 @@ def attack(
         print_json({"data": about, "rows": records(rows)})
     else:
         _show(records(rows), about)
-    wrote(paths)
+    wrote(paths, f"aigtool analyze {model} --data {data}")
 
 
 def _show(rows: list[dict[str, Any]], about: str) -> None:

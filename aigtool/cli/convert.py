@@ -32,6 +32,15 @@ def convert(
     num_classes: Annotated[
         int | None, typer.Option("--num-classes", min=1, help="Outputs of the classifier.")
     ] = None,
+    class_names: Annotated[
+        Path | None,
+        typer.Option(
+            "--class-names",
+            metavar="FILE",
+            help="Names of the classes in the order of the outputs, one a line; by default those "
+            "that the network was published with.",
+        ),
+    ] = None,
     gate_width: Annotated[
         int, typer.Option("--gate-width", min=1, help="Units of each gate's hidden layer.")
     ] = 16,
@@ -64,16 +73,25 @@ def convert(
         from aigtool.flops import count_flops
         from aigtool.models.description import Description, InputSpec
         from aigtool.models.files import save_model
-        from aigtool.models.zoo import class_names, count_classes, create_network, load_weights
+        from aigtool.models.zoo import (
+            count_classes,
+            create_network,
+            load_weights,
+            published_class_names,
+            read_class_names,
+        )
 
         network = create_network(model, pretrained=pretrained, num_classes=num_classes)
         if weights is not None:
             load_weights(network, weights)
         convert_network(network, width=gate_width)
+        names = None if untrained else published_class_names(network)
+        if class_names is not None:
+            names = read_class_names(class_names, count_classes(network))
         description = Description(
             source=model,
             num_classes=count_classes(network),
-            class_names=None if untrained else class_names(network),
+            class_names=names,
             input=InputSpec.of(network),
         ).after(
             "convert",

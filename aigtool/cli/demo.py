@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from aigtool.cli.console import note, percent, print_json, print_table, share, status, wrote
-from aigtool.cli.options import Debug, Device, Force, Json, Quiet
+from aigtool.cli.options import Debug, Device, Force, Json, Quiet, Seed
 
 
 def demo(
@@ -17,9 +17,7 @@ def demo(
         ),
     ] = Path("demo"),
     device: Device = "auto",
-    seed: Annotated[
-        int, typer.Option("--seed", help="Of everything random.", rich_help_panel="Running")
-    ] = 0,
+    seed: Seed = 0,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -32,7 +30,7 @@ def demo(
     """
     from aigtool.output import check_output
 
-    folder = check_output(out, force=force)
+    folder = check_output(out, force=force, folder=True)
     with status("loading the libraries"):
         from aigtool.cli.demo_steps import run_demo
         from aigtool.device import find_device

@@ -31,6 +31,7 @@ from aigtool.cli.options import (
     ModelFile,
     PolicyOption,
     Quiet,
+    Seed,
     Split,
     Workers,
 )
@@ -49,6 +50,7 @@ def evaluate(
     device: Device = "auto",
     batch_size: BatchSize = 128,
     workers: Workers = 2,
+    seed: Seed = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -68,10 +70,13 @@ def evaluate(
 
     The network before gating is measured beside it on the same images.
     """
+    from aigtool.errors import UserError
     from aigtool.output import check_output
 
     if out is not None:
         check_output(out, force=force)
+        if out.suffix != ".parquet":
+            raise UserError(f"trace {out}: expected a name that ends in .parquet")
     with status("loading the network"):
         from aigtool.cli.opening import open_for, open_reference, ready
         from aigtool.data.images import DataSource
@@ -84,7 +89,7 @@ def evaluate(
         chosen = policy or loaded.description.policy
         source = DataSource(data, data_dir, download, class_map)
         images = open_for(loaded, source, split, limit)
-        subject = ready(loaded, where)
+        subject = ready(loaded, where, seed)
         kind, reference = open_reference(loaded, model, dense)
     with progress("evaluating", len(images)) as advance:
         trace = collect_trace(

@@ -31,6 +31,7 @@ from aigtool.cli.options import (
     Limit,
     ModelFile,
     Quiet,
+    Seed,
     Workers,
 )
 from aigtool.cli.reporting import training_progress
@@ -136,9 +137,7 @@ def finetune(
     device: Device = "auto",
     batch_size: BatchSize = 128,
     workers: Workers = 2,
-    seed: Annotated[
-        int, typer.Option("--seed", help="Of everything random.", rich_help_panel="Running")
-    ] = 0,
+    seed: Seed = 0,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -171,7 +170,7 @@ def finetune(
         seed=seed,
         workers=workers,
     )
-    folder = check_output(out or Path("runs") / model.stem, force=force)
+    folder = check_output(out or Path("runs") / model.stem, force=force, folder=True)
     with status("loading the network"):
         from aigtool.cli.opening import open_reference, ready
         from aigtool.data.images import DataSource

@@ -21,9 +21,10 @@ class Ready:
     flops: NetworkFlops
 
 
-def ready(model: Model, device: torch.device) -> Ready:
-    """Put a model on a device and count its multiply-accumulates."""
+def ready(model: Model, device: torch.device, seed: int = 0) -> Ready:
+    """Put a model on a device, count its multiply-accumulates, and seed what it will draw."""
     flops = count_flops(model.network, model.description.input.size)
+    torch.manual_seed(seed)
     return Ready(PixelNetwork(model.network, model.description.input).to(device).eval(), flops)
 
 
@@ -51,7 +52,7 @@ def open_for(
 
 
 def open_reference(model: Model, path: Path, dense: Path | None) -> tuple[str, Model]:
-    """Find what to compare with; a dense file must be of the same network's kind of input."""
+    """Find what to compare with; class names that only the gated network has serve both."""
     name, reference = load_reference(model, path, dense)
     if reference is model:
         return name, reference

@@ -105,6 +105,9 @@ Workers = Annotated[
         "--workers", "-j", min=0, help="Processes that read images.", rich_help_panel="Running"
     ),
 ]
+Seed = Annotated[
+    int, typer.Option("--seed", help="Of everything random.", rich_help_panel="Running")
+]
 Force = Annotated[
     bool,
     typer.Option("--force", help="Replace an output that exists.", rich_help_panel="Output"),

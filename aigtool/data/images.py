@@ -4,13 +4,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from timm.data import create_dataset
-from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -25,6 +24,56 @@ _SYNONYMS = (("train", "training"), ("val", "validation", "valid"), ("test", "te
 Transform = Callable[[Image.Image], Tensor]
 
 
+class Source(Protocol):
+    """Images by index; worker processes get a pickled copy of it."""
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """Return image and label."""
+
+    def filename(self, index: int) -> str:
+        """Return the file, or the name in the source."""
+
+
+@dataclass(frozen=True)
+class _Memory:
+    images: list[Image.Image]
+    labels: list[int]
+    names: list[str]
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        return self.images[index], self.labels[index]
+
+    def filename(self, index: int) -> str:
+        return self.names[index]
+
+
+@dataclass(frozen=True)
+class _Files:
+    root: str
+    samples: list[tuple[str, int]]
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        path, label = self.samples[index]
+        return _read_image(path), label
+
+    def filename(self, index: int) -> str:
+        return os.path.relpath(self.samples[index][0], self.root)
+
+
+@dataclass(frozen=True)
+class _Library:
+    name: str
+    dataset: Any
+    order: list[int] | None
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        image, label = self.dataset[index]
+        return image.convert("RGB"), self.order[label] if self.order else int(label)
+
+    def filename(self, index: int) -> str:
+        return f"{self.name}/{index:08d}"
+
+
 @dataclass
 class ImageSet(Dataset[tuple[Tensor, int]]):
     """Labelled images of one split; item ``i`` is its pixels ``(3, H, W)`` in 0..1 and its label.
@@ -34,8 +83,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         split: The split, or ``""`` where the folder has none.
         classes: Class names in the order of the labels, or None where they are not known.
         labels: Each image's label, or None where only reading tells.
-        read: ``index -> (image, label)``.
-        file: ``index -> name``.
+        source: Images and labels by index.
         indices: Which images of the source, in order.
         transform: Image to pixels.
     """
@@ -44,8 +92,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     split: str
     classes: tuple[str, ...] | None
     labels: Sequence[int] | None
-    read: Callable[[int], tuple[Image.Image, int]]
-    file: Callable[[int], str]
+    source: Source
     indices: Sequence[int]
     transform: Transform
 
@@ -53,12 +100,12 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.read(self.indices[index])
+        image, label = self.source.read(self.indices[index])
         return self.transform(image), label
 
     def filename(self, index: int) -> str:
         """Return the file (or name in its source) of image ``index``."""
-        return self.file(self.indices[index])
+        return self.source.filename(self.indices[index])
 
     def take(self, indices: Sequence[int], transform: Transform | None = None) -> "ImageSet":
         """Return some of the images, by position here, perhaps with another transform."""
@@ -67,8 +114,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             self.split,
             self.classes,
             self.labels,
-            self.read,
-            self.file,
+            self.source,
             [self.indices[index] for index in indices],
             transform or self.transform,
         )
@@ -86,6 +132,11 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
                 f"data {self.name} has {count} classes, the network has {num_classes} outputs: "
                 f"convert the network with --num-classes {count}, or map the folders with "
                 "--class-map FILE"
+            )
+        if self.labels and max(self.labels) >= num_classes:
+            raise UserError(
+                f"data {self.name} has labels up to {max(self.labels)}, the network has "
+                f"{num_classes} outputs: expected labels under that; mend the class map"
             )
 
     @property
@@ -127,17 +178,17 @@ class DataSource:
 
 
 def has_split(source: DataSource, split: str) -> bool:
-    """Tell whether a folder or ``digits`` has a split (named data sets are asked by opening)."""
+    """Tell whether a folder or ``digits`` has a split; timm's named data sets are not asked."""
     if source.name == DIGITS:
         return split in digits.SPLITS
     return _split_folder(Path(source.name), split) is not None
 
 
 def default_split(source: DataSource) -> str:
-    """Return the split to evaluate when none is named: test, else val, else the folder itself."""
+    """Return the split to evaluate when none is named: test, val, train, else the folder."""
     if source.name != DIGITS and not Path(source.name).is_dir():
         return "validation"
-    return next((split for split in ("test", "val") if has_split(source, split)), "")
+    return next((split for split in ("test", "val", "train") if has_split(source, split)), "")
 
 
 def open_images(
@@ -187,8 +238,7 @@ def _open_digits(split: str, transform: Transform, class_names: tuple[str, ...] 
         split,
         digits.CLASSES,
         labels,
-        lambda index: (images[index], labels[index]),
-        lambda index: names[index],
+        _Memory(images, labels, names),
         range(len(images)),
         transform,
     )
@@ -223,17 +273,12 @@ def _open_folder(
         if found[position] in class_to_index
     ]
 
-    def read(index: int) -> tuple[Image.Image, int]:
-        path, label = samples[index]
-        return _read_image(path), label
-
     return ImageSet(
         source.name,
         split,
         classes,
         [label for _, label in samples],
-        read,
-        lambda index: os.path.relpath(samples[index][0], source.name),
+        _Files(source.name, samples),
         range(len(samples)),
         transform,
     )
@@ -243,7 +288,7 @@ def _read_image(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
             f"image {path} cannot be read ({error}): mend it or take it out of the folder"
         ) from error
@@ -286,16 +331,14 @@ def _match(found: Sequence[str], wanted: tuple[str, ...] | None, where: str) -> 
 def _class_map(file: str, found: Sequence[str], folder: Path) -> dict[str, int]:
     if not Path(file).is_file():
         raise UserError(f"class map {file}: no such file; timm's form is a name a line, in a .txt")
-    try:
-        mapping = load_class_map(file, str(folder))
-    except (AssertionError, ValueError, OSError) as error:
-        raise UserError(f"class map {file} cannot be read: {error}") from error
+    lines = Path(file).read_text(errors="replace").splitlines()
+    mapping = {line.strip(): index for index, line in enumerate(lines) if line.strip()}
     if not set(mapping) & set(found):
         raise UserError(
             f"class map {file} names none of the folders in {folder}, which are "
             f"{', '.join(found[:5])}: expected their names, one a line"
         )
-    return {str(name): int(index) for name, index in mapping.items()}
+    return mapping
 
 
 def _open_named(
@@ -323,10 +366,6 @@ def _open_named(
     if classes is not None and class_names is not None:
         order = [class_names.index(name) for name in classes]
 
-    def read(index: int) -> tuple[Image.Image, int]:
-        image, label = dataset[index]
-        return image.convert("RGB"), order[label] if order else int(label)
-
     targets = getattr(dataset, "targets", None)
     labels = [order[int(t)] for t in targets] if order and targets is not None else None
     return ImageSet(
@@ -334,8 +373,7 @@ def _open_named(
         split,
         class_names or classes,
         labels,
-        read,
-        lambda index: f"{source.name}/{split}/{index:08d}",
+        _Library(f"{source.name}/{split}", dataset, order),
         range(len(dataset)),
         transform,
     )

@@ -1,19 +1,17 @@
 """Images to batches: transforms and loaders."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from torchvision import transforms
 
 from aigtool.data.images import ImageSet, Transform
 from aigtool.errors import UserError
 from aigtool.models.description import InputSpec
-
-Batches = Iterable[tuple[Tensor, Tensor]]
 
 SMALL = 64
 """Up to this side, training crops shift a padded image; above it, they take a random part."""
@@ -81,7 +79,7 @@ def load_batches(
     workers: int = 0,
     shuffle_seed: int | None = None,
     pin_memory: bool = False,
-) -> Batches:
+) -> "Batches":
     """Return a loader of ``(pixels (N, C, H, W), labels (N,))``.
 
     Args:
@@ -98,26 +96,55 @@ def load_batches(
         raise UserError(f"batch size {batch_size}: expected a whole number of at least 1")
     if workers < 0:
         raise UserError(f"workers {workers}: expected a whole number of at least 0")
-    generator = None
-    if shuffle_seed is not None:
-        generator = torch.Generator().manual_seed(shuffle_seed)
-    loader = DataLoader(
-        images,
-        batch_size=batch_size,
-        shuffle=shuffle_seed is not None,
-        num_workers=workers,
-        generator=generator,
-        pin_memory=pin_memory,
-    )
-    return _without_worker_traces(loader)
+    options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
+    if shuffle_seed is None:
+        return Batches(DataLoader(images, batch_size=batch_size, **options))
+    generator = torch.Generator().manual_seed(shuffle_seed)
+    sampler = _ShuffledBatches(len(images), batch_size, generator)
+    return Batches(DataLoader(images, batch_sampler=sampler, generator=generator, **options))
 
 
-def _without_worker_traces(loader: Iterable[Any]) -> Batches:
-    """Yield batches; an error from a worker process says only what it said there."""
-    try:
-        yield from loader
-    except UserError as error:
-        raise UserError(str(error).rpartition("UserError: ")[2]) from error
+class Batches:
+    """Batches of a loader; an error from a worker process says only what it said there."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        try:
+            yield from self.loader
+        except UserError as error:
+            raise UserError(str(error).rpartition("UserError: ")[2]) from error
+
+
+class _ShuffledBatches(Sampler[list[int]]):
+    """Shuffled batches; a last one of one image, which a norm may refuse, joins the one before."""
+
+    def __init__(self, images: int, batch_size: int, generator: torch.Generator) -> None:
+        self.images, self.batch_size, self.generator = images, batch_size, generator
+
+    def __len__(self) -> int:
+        return count_batches(self.images, self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.randperm(self.images, generator=self.generator).tolist()
+        starts = [number * self.batch_size for number in range(len(self))]
+        for start, end in zip(starts, [*starts[1:], self.images], strict=True):
+            yield order[start:end]
+
+
+def count_batches(images: int, batch_size: int) -> int:
+    """Return how many shuffled batches there are; a last one of one image joins the one before.
+
+    Example:
+        >>> [count_batches(images, 4) for images in (1, 4, 5, 6, 8)]
+        [1, 1, 1, 2, 2]
+    """
+    whole, rest = divmod(images, batch_size)
+    return whole + (rest > 1 or (rest == 1 and whole == 0))
 
 
 def held_out(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -141,9 +168,11 @@ def held_out(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[in
         (6, 2)
     """
     generator = torch.Generator().manual_seed(seed)
+    by_label: dict[int, list[int]] = {}
+    for position, label in enumerate(labels):
+        by_label.setdefault(label, []).append(position)
     out: list[int] = []
-    for label in sorted(set(labels)):
-        members = [position for position, own in enumerate(labels) if own == label]
+    for _, members in sorted(by_label.items()):
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         order = torch.randperm(len(members), generator=generator).tolist()
         out += [members[position] for position in order[:count]]

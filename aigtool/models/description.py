@@ -8,7 +8,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from aigtool.conversion import named_gates
-from aigtool.gates import Policy
+from aigtool.gates import POLICIES, Policy
 
 FORMAT_VERSION = 1
 
@@ -109,6 +109,14 @@ class Description:
         """
         values = dict(values)
         values.pop("format_version")
+        kinds = {"source": str, "num_classes": int, "gated_blocks": dict, "gate_width": int}
+        for name, kind in kinds.items():
+            if not isinstance(values[name], kind):
+                raise TypeError(f"{name} is no {kind.__name__}")
+        if values["policy"] not in POLICIES:
+            raise ValueError(f"there is no policy {values['policy']!r}")
+        if not all(isinstance(side, int) for side in values["input"]["size"]):
+            raise TypeError("the input's size is no list of whole numbers")
         spec = values.pop("input")
         lists = {key: tuple(value) for key, value in spec.items() if isinstance(value, list)}
         names = values.pop("class_names")

@@ -102,13 +102,31 @@ def load_reference(
     Returns:
         ``"dense"`` and that network, or the given one if it has no gates; or, where there is no
         such file, ``"open"`` and the gated network itself, to be run with open gates.
+
+    Raises:
+        UserError: The file cannot be read, has gates, or is of other classes or another input.
     """
     beside = Path(path).parent / DENSE_FILE
     if dense is None and not model.description.gated_blocks:
         return "dense", model
     if dense is None and not beside.is_file():
         return "open", model
-    return "dense", load_model(dense or beside)
+    reference = load_model(dense or beside)
+    _check_reference(model.description, reference.description, Path(dense or beside))
+    return "dense", reference
+
+
+def _check_reference(gated: Description, dense: Description, path: Path) -> None:
+    names = (gated.class_names, dense.class_names)
+    if dense.gated_blocks:
+        problem = "has gates: expected the network before gating"
+    elif dense.num_classes != gated.num_classes or (None not in names and names[0] != names[1]):
+        problem = "has other classes than the gated network"
+    elif dense.input.size != gated.input.size:
+        problem = f"takes images of {dense.input.size}, the gated network of {gated.input.size}"
+    else:
+        return
+    raise UserError(f"dense network {path} {problem}; choose another with --dense FILE")
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

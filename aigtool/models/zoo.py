@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors
 import safetensors.torch
 import timm
 import torch
@@ -33,6 +32,7 @@ TIMM_MODULES = (
 )
 _FAMILY = ("resnet", "resnext", "resnest", "res2ne")
 TORCHVISION = "torchvision:"
+_PREFIXES = ("module.", "_orig_mod.")
 _HUBS = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
@@ -129,11 +129,11 @@ def count_classes(network: nn.Module) -> int:
     return linear[-1].out_features
 
 
-def class_names(network: nn.Module) -> tuple[str, ...] | None:
+def published_class_names(network: nn.Module) -> tuple[str, ...] | None:
     """Return the names of a network's outputs, where it publishes them.
 
     Example:
-        >>> class_names(create_network("cifar_resnet20"))[:2]
+        >>> published_class_names(create_network("cifar_resnet20"))[:2]
         ('airplane', 'automobile')
     """
     config = getattr(network, "pretrained_cfg", None) or {}
@@ -141,6 +141,25 @@ def class_names(network: nn.Module) -> tuple[str, ...] | None:
     if not names or len(names) != getattr(network, "num_classes", None):
         return None
     return tuple(names)
+
+
+def read_class_names(path: str | Path, count: int) -> tuple[str, ...]:
+    """Read class names from a text file, one a line.
+
+    Raises:
+        UserError: The file is missing, or has another number of names than ``count``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"class names {path}: no such file; expected a text file, a name a line")
+    lines = path.read_text(errors="replace").splitlines()
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(set(names)) != count:
+        raise UserError(
+            f"class names {path} has {len(set(names))} names, the network {count} outputs: "
+            "expected a name for each, all different"
+        )
+    return names
 
 
 def _torchvision(name: str, pretrained: bool, num_classes: int | None) -> nn.Module:
@@ -167,8 +186,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     Args:
         network: The architecture that the weights belong to.
         path: ``.safetensors``, or what ``torch.save`` wrote, read with ``weights_only=True``: a
-            state dict, or a dict with one under ``state_dict`` or ``model``. A prefix ``module.``
-            is taken off.
+            state dict, or a dict with one under ``state_dict`` or ``model``. The prefixes
+            ``module.`` and ``_orig_mod.`` are taken off.
 
     Raises:
         UserError: The file is missing, empty or no checkpoint, would run code, or its keys or
@@ -217,7 +236,8 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
             f"weights {path} cannot be read safely: they are no checkpoint, or hold more than "
             "tensors and plain values, and reading that could run code; save the state dict alone"
         ) from error
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    # What torch.load raises on a file of another kind depends on the file's first bytes.
+    except Exception as error:
         raise UserError(
             f"weights {path}: not a checkpoint, or cut short ({error}); expected .safetensors, or "
             "a state dict that torch.save wrote"
@@ -232,6 +252,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     ):
         raise UserError(f"weights {path}: no state dict in it; expected names with tensors")
     state = {str(key): value for key, value in loaded.items()}
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state

@@ -106,7 +106,7 @@ def attack_accuracy(
         check_epsilon(epsilon)
     for quality in qualities:
         check_quality(quality)
-    cases = _Cases(epsilons, [None, *qualities])
+    cases = _Cases(list(dict.fromkeys(epsilons)), [None, *dict.fromkeys(qualities)])
     totals = _Totals()
     for pixels, labels in load_batches(images, batch_size=batch_size, workers=workers):
         for name, judged in networks.items():
@@ -118,7 +118,7 @@ def attack_accuracy(
         _row(name, judged, epsilon, quality, totals)
         for name, judged in networks.items()
         for quality in cases.qualities
-        for epsilon in epsilons
+        for epsilon in cases.epsilons
     )
     return rows.astype({"quality": "Int64"})
 

@@ -12,10 +12,12 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
+from timm.utils import random_seed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aigtool.conversion import (
+    evaluating,
     gate_policy,
     named_gates,
     recorded_decisions,
@@ -23,10 +25,10 @@ from aigtool.conversion import (
     strip,
 )
 from aigtool.data.images import ImageSet
-from aigtool.data.loading import load_batches
+from aigtool.data.loading import count_batches, load_batches
 from aigtool.errors import NonFiniteLossError, UserError
 from aigtool.flops import count_flops
-from aigtool.gates import Decision
+from aigtool.gates import Decision, Gate
 from aigtool.losses import execution_rates, network_rate_loss, per_layer_rate_loss
 from aigtool.models.description import PixelNetwork
 from aigtool.models.files import Model, save_model
@@ -92,7 +94,8 @@ def finetune(
         val: Validation images, by which the best epoch is chosen.
         config: Options.
         out: The run folder.
-        teacher: The network to distil from; by default the given one as it is now, without gates.
+        teacher: The network to distil from, which is frozen; by default the given one as it is
+            now, without gates.
         device: Where to train.
         context: What ``config.yaml`` should say besides the options.
         on_step: Called after each step.
@@ -105,21 +108,19 @@ def finetune(
         NonFiniteLossError: The loss became infinite or not a number.
         UserError: The optimiser or schedule is unknown, or there are no images.
     """
-    torch.manual_seed(config.seed)
+    random_seed(config.seed)
     folder = RunFolder(out)
     names = model.description.class_names or train.classes
     description = replace(model.description, class_names=names, policy="argmax")
     network = PixelNetwork(model.network, description.input).to(device)
     gates = dict(named_gates(network))
     dense = strip(copy.deepcopy(model.network)) if teacher is None else teacher
-    if config.target == "per-layer":
-        for gate in gates.values():
-            gate.target = gate.target or config.target_rate
     if config.distill == 0:
         guide = None
     else:
         guide = PixelNetwork(dense, description.input).to(device).eval().requires_grad_(False)
     trainer = _Trainer(network, guide, config, len(train))
+    folder.clear()
     folder.write_config(config, context or {})
     if gates:
         save_model(folder.dense, dense, description)
@@ -133,7 +134,7 @@ def finetune(
         )
         row |= _validation(trace.summary(), float(trace.images["loss"].mean()))
         metrics.append(row)
-        key = (-_excess(row, config), row["val_top1"], epoch)
+        key = (-_excess(row, trainer.targets), row["val_top1"], epoch)
         row["best"] = best is None or key > best
         if row["best"]:
             best = key
@@ -146,7 +147,9 @@ def finetune(
 
     assert best is not None
     model.network.load_state_dict(best_state)
-    measure_expected_rates(network, load_batches(train, batch_size=config.batch_size))
+    measure_expected_rates(
+        network, load_batches(train, batch_size=config.batch_size, workers=config.workers)
+    )
     set_policy(network, "argmax")
     save_model(folder.best, model.network.eval(), done)
     return FinetuneResult(Model(model.network, done), best[2], metrics)
@@ -162,11 +165,11 @@ def measure_expected_rates(network: PixelNetwork, batches: Iterable[tuple[Tensor
     gates = dict(named_gates(network))
     if not gates:
         return
-    network.eval()
     totals = torch.zeros(len(gates), device=network.mean.device)
     count = 0
     with (
         torch.inference_mode(),
+        evaluating(network),
         gate_policy(network, "sampled"),
         recorded_decisions(network) as decisions,
     ):
@@ -190,7 +193,8 @@ class _Trainer:
         self.teacher = teacher
         self.config = config
         self.gates = dict(named_gates(network))
-        self.steps = math.ceil(images / config.batch_size)
+        self.targets = _targets(self.gates.values(), config)
+        self.steps = count_batches(images, config.batch_size)
         self.done = 0
         self.optimizer, self.scheduler = _optimizer_and_schedule(network, config, self.steps)
 
@@ -275,8 +279,7 @@ class _Trainer:
         rates = execution_rates(decisions)
         if self.config.target == "network":
             return network_rate_loss(rates, self.config.target_rate), rates.mean()
-        targets = [gate.target for gate in self.gates.values()]
-        return per_layer_rate_loss(rates, rates.new_tensor(targets)), rates.mean()
+        return per_layer_rate_loss(rates, rates.new_tensor(self.targets)), rates.mean()
 
     def _check_finite(self, loss: float, epoch: int, step: int) -> None:
         if not math.isfinite(loss):
@@ -318,6 +321,8 @@ def _optimizer_and_schedule(
         )
         if scheduler is None:
             raise ValueError("there is no such schedule")
+        if getattr(optimizer, "is_second_order", False):
+            raise ValueError("it wants second derivatives, which straight-through gates lack")
     except (AssertionError, ValueError) as error:
         raise UserError(
             f"optimiser {config.opt!r} with schedule {config.sched!r} cannot be made: {error}; "
@@ -327,12 +332,13 @@ def _optimizer_and_schedule(
 
 
 def _parameter_groups(network: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
-    of_gates = {p for _, gate in named_gates(network) for p in gate.parameters()}
-    own = [p for p in network.parameters() if p not in of_gates]
+    of_gates = [p for _, gate in named_gates(network) for p in gate.parameters()]
+    members = set(of_gates)
+    own = [p for p in network.parameters() if p not in members]
     groups = [
         {"params": [p for p in own if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0},
-        {"params": list(of_gates), "weight_decay": 0.0, "lr": config.gate_lr},
+        {"params": of_gates, "weight_decay": 0.0, "lr": config.gate_lr},
     ]
     return [group for group in groups if group["params"]]
 
@@ -344,10 +350,18 @@ def _validation(summary: dict[str, Any], loss: float) -> dict[str, Any]:
     return row | {f"rate.{gate['name']}": gate["rate"] for gate in summary["gates"]}
 
 
-def _excess(row: dict[str, Any], config: FinetuneConfig) -> float:
-    """Return by how much an epoch's rate is over the target, beyond the tolerance."""
-    rate = row["val_execution_rate"]
-    return 0.0 if rate is None else max(0.0, rate - config.target_rate - RATE_TOLERANCE)
+def _targets(gates: Iterable[Gate], config: FinetuneConfig) -> list[float]:
+    """Return each gate's target: per layer its own, where conversion gave it one."""
+    own = [gate.target if config.target == "per-layer" else None for gate in gates]
+    return [config.target_rate if target is None else target for target in own]
+
+
+def _excess(row: dict[str, Any], targets: list[float]) -> float:
+    """Return by how much an epoch's rate is over the mean target, beyond the tolerance."""
+    if not targets:
+        return 0.0
+    excess = row["val_execution_rate"] - sum(targets) / len(targets) - RATE_TOLERANCE
+    return max(0.0, float(excess))
 
 
 def _headline(row: dict[str, Any], config: FinetuneConfig) -> dict[str, Any]:

@@ -38,6 +38,11 @@ class RunFolder:
         self.dense = self.path / DENSE_FILE
         self.figure = self.path / "training.png"
 
+    def clear(self) -> None:
+        """Remove an earlier run's files, so that none of them is taken for this run's."""
+        for path in (self.config, self.metrics, self.last, self.best, self.dense, self.figure):
+            path.unlink(missing_ok=True)
+
     def write_config(self, config: FinetuneConfig, context: dict[str, Any]) -> None:
         """Write every option as used, and the versions."""
         versions = {

@@ -30,6 +30,8 @@ def workplace(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     spec = InputSpec.of(network)
     save_model("dense.st", network, Description("cifar_resnet20", 3, names, spec))
     save_model("m.safetensors", convert(network), Description("cifar_resnet20", 3, names, spec))
+    ten = Description("cifar_resnet20", 10, None, spec)
+    save_model("ten.st", create_network("cifar_resnet20"), ten)
     Path("empty.th").touch()
     Path("text.th").write_text("no checkpoint")
     Path("code.th").write_bytes(pickle.dumps(Malicious()))
@@ -89,6 +91,13 @@ CASES = {
     "no workers": ([*EVALUATE, "images", "--workers", "-1"], "--workers"),
     "unknown device": ([*EVALUATE, "images", "--device", "tpu9"], "expected auto, cpu, cuda"),
     "trace exists": ([*EVALUATE, "images", "--out", "text.th"], "--force"),
+    "trace of another name": ([*EVALUATE, "images", "--out", "t.csv"], ".parquet"),
+    "trace is a folder": ([*EVALUATE, "images", "--out", "nothing"], "is a folder"),
+    "model is a folder": (["convert", "cifar_resnet20", "--out", "nothing"], "is a folder"),
+    "folder is a file": ([*FINETUNE, "--out", "text.th", "--force"], "is a file"),
+    "second-order optimiser": ([*FINETUNE, "--opt", "adahessian"], "second derivatives"),
+    "dense of other classes": ([*FINETUNE, "--dense", "ten.st"], "other classes"),
+    "class names too few": ([*CIFAR20, "--class-names", "text.th"], "1 names"),
     "no data": (["evaluate", "m.safetensors"], "--data"),
     "rate of 0": ([*FINETUNE, "--target-rate", "0"], "target rate 0"),
     "rate over 1": ([*FINETUNE, "--target-rate", "1.2"], "target rate 1.2"),

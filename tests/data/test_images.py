@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,37 @@ def test_transforms_end_in_pixels(size: int) -> None:
 def test_an_image_of_the_networks_size_is_not_resampled() -> None:
     image = Image.effect_noise((32, 32), 80).convert("RGB")
     assert torch.equal(eval_transform(SPEC)(image), to_tensor(image))
+
+
+@pytest.mark.parametrize("source", ["FOLDER", "digits", "torch/image_folder"])
+def test_images_go_to_worker_processes(source: str, image_folder: Path) -> None:
+    """Where processes do not fork, a worker gets a pickled copy."""
+    name = str(image_folder) if source == "FOLDER" else source
+    images = open_images(DataSource(name, root=str(image_folder)), "test", to_tensor)
+    again = pickle.loads(pickle.dumps(images))
+    assert torch.equal(again[3][0], images[3][0])
+    assert (again[3][1], again.filename(3)) == (images[3][1], images.filename(3))
+
+
+def test_a_last_batch_of_one_joins_the_one_before(image_folder: Path) -> None:
+    images = open_images(str(image_folder), "train", to_tensor)
+    batches = load_batches(images, batch_size=23, shuffle_seed=0)
+    for _ in range(2):
+        assert [len(labels) for _, labels in batches] == [24]
+    assert len(batches) == 1
+    assert [len(y) for _, y in load_batches(images, batch_size=23)] == [23, 1]
+    assert [len(y) for _, y in load_batches(images.take([0]), shuffle_seed=0)] == [1]
+
+
+def test_class_maps_that_cannot_be_used_are_told(image_folder: Path, tmp_path: Path) -> None:
+    mapping = tmp_path / "map.txt"
+    source = DataSource(str(image_folder), class_map=str(mapping))
+    mapping.write_text("cat\ndog\n")
+    with pytest.raises(UserError, match="names none of the folders"):
+        open_images(source, "test", to_tensor)
+    mapping.write_text("cat\ndog\nblue\n")
+    with pytest.raises(UserError, match="labels up to 2, the network has 2 outputs"):
+        open_images(source, "test", to_tensor).check_classes(2)
 
 
 def test_a_shuffled_order_follows_its_seed(image_folder: Path) -> None:

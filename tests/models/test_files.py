@@ -96,6 +96,10 @@ def described(**changes: object) -> str:
         ("[]", "cannot be read"),
         (described(format_version=99), "format 99"),
         (described(surprise=1), "cannot be read"),
+        (described(num_classes="many"), "cannot be read"),
+        (described(gated_blocks=["layer1.0"]), "cannot be read"),
+        (described(policy="always"), "cannot be read"),
+        (described(input={"size": [3, "a", 1]}), "cannot be read"),
         (described(), "does not fit its network"),
         (described(source="resnet999"), "no network is called"),
     ],
@@ -133,6 +137,17 @@ def test_the_reference_is_dense_where_there_is_one(
     assert kind == "dense"
     with pytest.raises(UserError, match="no such file"):
         load_reference(model, gated_path, tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match="has gates"):
+        load_reference(model, gated_path, gated_path)
+    other = tmp_path / "other.st"
+    save_model(other, create_network("cifar_resnet20"), replace(DESCRIPTION, num_classes=10))
+    with pytest.raises(UserError, match="other classes"):
+        load_reference(model, gated_path, other)
+    spec = InputSpec(size=(3, 64, 64))
+    dense_network = create_network("cifar_resnet20", num_classes=3)
+    save_model(other, dense_network, replace(DESCRIPTION, input=spec))
+    with pytest.raises(UserError, match="takes images of"):
+        load_reference(model, gated_path, other)
 
 
 def test_a_failed_write_leaves_the_old_file(

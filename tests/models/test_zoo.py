@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from aigtool.errors import UserError
 from aigtool.models.zoo import (
-    class_names,
     count_classes,
     create_network,
     list_networks,
     load_weights,
+    published_class_names,
     published_weights,
 )
 
@@ -45,7 +45,7 @@ def test_cifar_resnets_have_the_published_size(depth: int, params: int) -> None:
 def test_number_of_classes() -> None:
     assert count_classes(create_network("resnet18", num_classes=7)) == 7
     assert count_classes(create_network("torchvision:resnet18", num_classes=7)) == 7
-    assert class_names(create_network("cifar_resnet20", num_classes=7)) is None
+    assert published_class_names(create_network("cifar_resnet20", num_classes=7)) is None
     with pytest.raises(UserError, match="number of classes 0"):
         create_network("resnet18", num_classes=0)
 
@@ -104,6 +104,8 @@ class Malicious:
         ("missing.pth", None, "no such file"),
         ("empty.pth", b"", "is empty"),
         ("text.pth", b"hello, this is no checkpoint", "not a checkpoint"),
+        ("prose.pth", b"a text file", "not a checkpoint"),
+        ("table.pth", b"epoch,loss\n1,0.5\n", "not a checkpoint"),
         ("text.safetensors", b"hello, this is no checkpoint", "not a checkpoint"),
         ("code.pth", pickle.dumps(Malicious()), "could run code"),
         ("code.pt", Malicious(), "could run code"),

@@ -111,6 +111,14 @@ def test_open_gates_are_the_network_before(
     assert [gate.policy for _, gate in named_gates(gated.network)] == ["argmax"] * 9
 
 
+def test_what_is_asked_twice_is_answered_once(gated: Judged, images: ImageSet) -> None:
+    rows = attack_accuracy(
+        {"gated": gated}, images, epsilons=(0.1, 0.1), qualities=(75, 75), batch_size=9
+    )
+    assert len(rows) == 2
+    assert rows["top1"].max() <= 100
+
+
 def test_files(rows: pd.DataFrame, tmp_path: Path) -> None:
     paths = write_attack(rows, tmp_path / "attack", "test images")
     assert [path.name for path in paths] == ["attack.csv", "attack.json", "attack.png"]
