@@ -53,13 +53,15 @@ def new_figure(
         height: In inches.
         columns: Number of axes.
         title: What the figure shows.
-        about: Which data it shows it for.
+        about: Which data it shows it for; what does not fit is cut off at its start.
 
     Returns:
         The figure and its axes, from left to right.
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, columns)).tolist()
+    room = int(13 * width)  # characters of the heading's size that fit
+    about = about if len(about) <= room else f"…{about[1 - room :]}"
     heading = "\n".join(line for line in (title, about) if line)
     if heading:
         figure.suptitle(heading, x=0.012, ha="left", fontsize=10)
