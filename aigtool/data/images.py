@@ -247,7 +247,7 @@ def _open_digits(split: str, transform: Transform, class_names: tuple[str, ...] 
 def _open_folder(
     source: DataSource, split: str, transform: Transform, class_names: tuple[str, ...] | None
 ) -> ImageSet:
-    folder = _folder(Path(source.name), split)
+    folder = _folder(source.name, split)
     try:
         reader = ReaderImageFolder(str(folder))
     except RuntimeError as error:
@@ -257,8 +257,8 @@ def _open_folder(
     found = sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)
     if len(found) < 2:
         raise UserError(
-            f"data folder {folder} has one class, {found[0]!r}: expected a folder for each of two "
-            "or more classes, with images in them"
+            f"data folder {folder} has one class, {found[0] or 'itself'!r}: expected a folder for "
+            "each of two or more classes, with images in them"
         )
     if source.class_map is not None:
         class_to_index = _class_map(source.class_map, found, folder)
@@ -294,10 +294,11 @@ def _read_image(path: str) -> Image.Image:
         ) from error
 
 
-def _folder(root: Path, split: str) -> Path:
-    if not root.is_dir():
+def _folder(name: str, split: str) -> Path:
+    root = Path(name)
+    if not name or not root.is_dir():
         raise UserError(
-            f"data {str(root)!r}: no such folder; expected a folder with a folder a class, "
+            f"data {name!r}: no such folder; expected a folder with a folder a class, "
             "'digits', or a timm data set name such as torch/cifar10"
         )
     if not split:
@@ -344,6 +345,10 @@ def _class_map(file: str, found: Sequence[str], folder: Path) -> dict[str, int]:
 def _open_named(
     source: DataSource, split: str, transform: Transform, class_names: tuple[str, ...] | None
 ) -> ImageSet:
+    if source.root is None and source.name.startswith("torch/"):
+        raise UserError(
+            f"data set {source.name!r}: say with --data-dir where it lies, or is downloaded to"
+        )
     try:
         opened = create_dataset(
             source.name, root=source.root, split=split, download=source.download

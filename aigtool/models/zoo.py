@@ -239,8 +239,8 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     # What torch.load raises on a file of another kind depends on the file's first bytes.
     except Exception as error:
         raise UserError(
-            f"weights {path}: not a checkpoint, or cut short ({error}); expected .safetensors, or "
-            "a state dict that torch.save wrote"
+            f"weights {path}: not a checkpoint, or cut short; expected .safetensors, or a state "
+            "dict that torch.save wrote"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
