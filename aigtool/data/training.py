@@ -54,6 +54,10 @@ def open_training_images(
         >>> len(images.train), len(images.val), images.held_out
         (1257, 180, False)
     """
+    if not 0 < val_fraction < 1:
+        raise UserError(
+            f"validation fraction {val_fraction:g}: expected a share above 0 and below 1"
+        )
     if hflip is None:
         hflip = 0.0 if source.name == DIGITS else 0.5
     training = train_transform(description.input, hflip=hflip)

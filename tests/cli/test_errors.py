@@ -108,6 +108,7 @@ CASES = {
     "negative lr": ([*FINETUNE, "--lr", "-1"], "lr -1"),
     "unknown optimiser": ([*FINETUNE, "--opt", "zzz"], "names that timm knows"),
     "unknown schedule": ([*FINETUNE, "--sched", "zzz"], "names that timm knows"),
+    "nothing to validate on": ([*FINETUNE, "--val-fraction", "0"], "validation fraction 0"),
     "hflip over 1": ([*FINETUNE, "--hflip", "2"], "--hflip"),
     "run exists": ([*FINETUNE, "--out", "taken"], "--force"),
     "no gates": (["finetune", "dense.st", "--data", "images"], "has no gates"),
