@@ -23,7 +23,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         format by it.
 
     Raises:
-        UserError: The folder cannot be made or written.
+        UserError: The folder cannot be made or written, or ``path`` is a device, pipe or socket.
 
     Example:
         >>> folder = Path(tempfile.mkdtemp())
@@ -33,6 +33,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         ('whole', 1)
     """
     path = Path(path)
+    _refuse_special(path)
     _make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -64,7 +65,7 @@ def check_output(path: str | Path, *, force: bool = False, folder: bool = False)
 
     Raises:
         UserError: It exists and ``force`` is false, it is a file where a folder is expected or the
-            other way round, or its folder cannot be written.
+            other way round, it is a device, pipe or socket, or its folder cannot be written.
 
     Example:
         >>> check_output("/proc/out.safetensors")
@@ -73,6 +74,7 @@ def check_output(path: str | Path, *, force: bool = False, folder: bool = False)
         aigtool.errors.UserError: output /proc/out.safetensors: the folder /proc cannot be ...
     """
     path = Path(path)
+    _refuse_special(path)
     if path.exists() and path.is_dir() != folder:
         found, wanted = ("file", "folder") if folder else ("folder", "file")
         raise UserError(f"output {path} is a {found}: expected the name of a {wanted}")
@@ -86,6 +88,14 @@ def check_output(path: str | Path, *, force: bool = False, folder: bool = False)
             f"output {path}: the folder {parent} cannot be written; choose another place"
         )
     return path
+
+
+def _refuse_special(path: Path) -> None:
+    """Refuse what is neither file nor folder: a renaming would replace it, /dev/null even."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(
+            f"output {path} is a device, pipe or socket: expected the name of a file or folder"
+        )
 
 
 def _make_folder(folder: Path) -> None:

@@ -43,6 +43,7 @@ def workplace(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("broken/red/b.png").write_bytes(b"no image")
     Path("taken").mkdir()
     Path("taken/file").touch()
+    os.mkfifo("pipe")
     return image_folder.parent
 
 
@@ -66,6 +67,7 @@ CASES = {
         ["convert", "cifar_resnet20", "--out", "/proc/a.st"],
         "cannot be written",
     ),
+    "output is a pipe": ([*CIFAR20[:-1], "pipe", "--force"], "is a device, pipe or socket"),
     "output in a file": (
         ["convert", "cifar_resnet20", "--out", "text.th/a.st"],
         "cannot be written",
