@@ -17,9 +17,6 @@ from .conversion import (
     convert as convert,
 )
 from .conversion import (
-    find_blocks as find_blocks,
-)
-from .conversion import (
     forced_decisions as forced_decisions,
 )
 from .conversion import (
@@ -50,6 +47,9 @@ from .data.loading import (
     train_transform as train_transform,
 )
 from .device import find_device as find_device
+from .discovery import Discovery as Discovery
+from .discovery import ResidualBlock as ResidualBlock
+from .discovery import find_blocks as find_blocks
 from .errors import NonFiniteLossError as NonFiniteLossError
 from .errors import UserError as UserError
 from .flops import NetworkFlops as NetworkFlops
@@ -91,6 +91,7 @@ from .robustness.attacks import fgsm as fgsm
 from .robustness.defenses import jpeg as jpeg
 from .robustness.evaluation import Judged as Judged
 from .robustness.evaluation import attack_accuracy as attack_accuracy
+from .selection import parse_targets as parse_targets
 from .trace import (
     ExecutionTrace as ExecutionTrace,
 )

@@ -10,8 +10,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from aigtool.gates import Decision, Gate
+from aigtool.modes import in_mode
 
 _ADDITIONS: frozenset[Any] = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
+_ABOUT: frozenset[Any] = frozenset({"shape", "dtype", "device", "ndim", "size", "dim", "numel"})
+"""Attributes and methods that ask about a tensor, not for its numbers."""
+_TUPLES: frozenset[Any] = frozenset({torch.chunk, torch.split, torch.unbind})
+_TUPLE_METHODS: frozenset[Any] = frozenset({"chunk", "split", "unbind"})
+
+_OWN = ("gate", "parts", "source")
+"""Attributes that a ``GatedBlock`` adds to those of its block."""
 
 Part = Callable[..., Any]
 """A piece of a block as a function of the module that owns the layers, then its inputs."""
@@ -19,6 +27,10 @@ Part = Callable[..., Any]
 
 class NotResidualError(ValueError):
     """A module is no residual block that can be cut; the message says what was found."""
+
+
+class UntraceableError(NotResidualError):
+    """Whether a module is a residual block cannot be told, since ``torch.fx`` cannot trace it."""
 
 
 class UnsplittableBlockError(NotResidualError):
@@ -37,22 +49,17 @@ class Split:
         shortcut: ``(block, *for_shortcut) -> shortcut``.
         tail: ``(block, sum) -> output``: what follows the addition, such as an activation, or
             ``None``. It may write in place.
-        channels: Channels of the block's input.
+        named: The layer that the caller named for the shortcut to be told by, if any.
     """
 
     head: Part
     residual: Part
     shortcut: Part
     tail: Part | None
-    channels: int
+    named: str | None = None
 
 
-class _BlockTracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
-        return True
-
-
-def split(block: nn.Module) -> Split:
+def split(block: nn.Module, shortcut: str | None = None) -> Split:
     """Cut a residual block into head, residual, shortcut and tail.
 
     The block is traced with ``torch.fx``, each direct child kept whole. Of the two addends of the
@@ -60,17 +67,18 @@ def split(block: nn.Module) -> Split:
 
     Args:
         block: A module of one tensor input, ``(N, C, H, W)``.
+        shortcut: Name of a layer on the branch to take for the shortcut, where both have as many.
 
     Returns:
         The four parts. They look layers up by name in the module given to them, so they serve the
         block itself, a copy of it, or a ``GatedBlock`` that has taken over its layers.
 
     Raises:
-        NotResidualError: The module cannot be traced, or does not end in an addition whose addends
-            both reach its input.
-        UnsplittableBlockError: It does, but both branches have as many parametrised layers, a
-            branch writes in place into what the other reads, its trace depends on the training
-            mode, or it has an attribute ``gate``.
+        NotResidualError: The module cannot be traced, or does not end in an addition of two
+            branches from its input, at least one of them with layers.
+        UnsplittableBlockError: It does, but both branches have as many parametrised layers and
+            ``shortcut`` names none of one, a branch needs a value inside the other, its trace
+            depends on the training mode, or it has an attribute ``gate``, ``parts`` or ``source``.
 
     Example:
         >>> from torchvision.models.resnet import BasicBlock
@@ -84,49 +92,39 @@ def split(block: nn.Module) -> Split:
     """
     graph = _trace(block)
     order = {node: position for position, node in enumerate(graph.nodes)}
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    x = next(node for node in order if node.op == "placeholder" and node.users)
     addition, output = _last_addition(block, graph)
-    first, second = addition.all_input_nodes
-    behind = {addend: _ancestors(addend) for addend in (first, second)}
-    if not all(inputs[0] in nodes for nodes in behind.values()):
+    data = _computed_from(x, graph)
+    behind = {addend: _behind(addend, data) for addend in addition.all_input_nodes}
+    if not all(x in nodes for nodes in behind.values()):
         raise NotResidualError("its last addition has an addend that does not reach the input")
-
-    shared = behind[first] & behind[second]
-    layers = {addend: _layers(block, nodes - shared) for addend, nodes in behind.items()}
-    if layers[first] == layers[second]:
-        raise UnsplittableBlockError(
-            f"its two branches have {layers[first]} parametrised layers each, "
-            "so neither is plainly the shortcut"
-        )
-    if hasattr(block, "gate"):
-        raise UnsplittableBlockError("it already has an attribute called gate")
-    if str(graph) != str(_trace_in_mode(block, training=not block.training)):
-        raise UnsplittableBlockError(
-            "it reads self.training, which a trace fixes; let a module such as nn.Dropout read it"
-        )
-    shortcut, residual = sorted(behind, key=lambda addend: layers[addend])
-
-    def crossing(addend: fx.Node) -> list[fx.Node]:
-        """The shared values that the branch ending in ``addend`` starts from."""
-        if addend in shared:
-            return [addend]
-        used = {user for node in behind[addend] - shared for user in node.all_input_nodes}
-        return sorted((n for n in used & shared if n.op != "get_attr"), key=order.__getitem__)
-
-    for_residual, for_shortcut = crossing(residual), crossing(shortcut)
-    for value in {*for_residual} & {*for_shortcut}:
-        if any(_writes_in_place(block, user) for user in set(value.users) - shared - {addition}):
-            raise UnsplittableBlockError(
-                "a branch writes in place into a value that the other reads too; "
-                "use an operation that is not in place there"
-            )
-    return Split(
-        head=_function(inputs[:1], (tuple(for_residual), tuple(for_shortcut)), order),
-        residual=_function(for_residual, residual, order),
-        shortcut=_function(for_shortcut, shortcut, order),
-        tail=None if output is addition else _function([addition], output, order),
-        channels=_input_channels(block, inputs[0], graph),
+    shared = set.intersection(*behind.values())
+    apart, along = _by_layers(
+        block, {addend: nodes - shared for addend, nodes in behind.items()}, shortcut
     )
+    if taken := [name for name in _OWN if hasattr(block, name)]:
+        raise UnsplittableBlockError(f"it already has an attribute called {taken[0]}")
+    with in_mode(block, training=not block.training):
+        if str(graph) != str(_trace(block)):
+            raise UnsplittableBlockError(
+                "it reads self.training, which a trace fixes; let a module such as nn.Dropout do so"
+            )
+    inputs = {
+        addend: sorted(_starts(addend, shared, data - behind[addend]), key=order.__getitem__)
+        for addend in behind
+    }
+    return Split(
+        head=_function([x], (tuple(inputs[apart]), tuple(inputs[along])), order),
+        residual=_function(inputs[apart], apart, order),
+        shortcut=_function(inputs[along], along, order),
+        tail=None if output is addition else _function([addition], output, order),
+        named=shortcut,
+    )
+
+
+class _BlockTracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
+        return True
 
 
 def _trace(block: nn.Module) -> fx.Graph:
@@ -136,28 +134,10 @@ def _trace(block: nn.Module) -> fx.Graph:
         graph = _BlockTracer().trace(block, concrete_args=optional)
     # Tracing runs the module's own code on placeholders, so anything may be raised.
     except Exception as error:
-        raise NotResidualError(f"torch.fx cannot trace it: {error}") from error
+        raise UntraceableError(f"torch.fx cannot trace it: {error}") from error
     if sum(node.op == "placeholder" and bool(node.users) for node in graph.nodes) != 1:
         raise NotResidualError("it takes more or fewer than one input")
     return graph
-
-
-def _trace_in_mode(block: nn.Module, *, training: bool) -> fx.Graph:
-    modes = {module: module.training for module in block.modules()}
-    block.train(training)
-    try:
-        return _trace(block)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _writes_in_place(block: nn.Module, node: fx.Node) -> bool:
-    if _is_layer(node):
-        return bool(getattr(block.get_submodule(str(node.target)), "inplace", False))
-    name = str(getattr(node.target, "__name__", node.target))
-    is_operator = getattr(node.target, "__module__", "") == "_operator" and name.startswith("i")
-    return is_operator or name.endswith("_") or bool(node.kwargs.get("inplace", False))
 
 
 def _last_addition(block: nn.Module, graph: fx.Graph) -> tuple[fx.Node, fx.Node]:
@@ -183,32 +163,72 @@ def _is_layer(node: fx.Node) -> bool:
     return node.op == "call_module"
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
+def _computed_from(x: fx.Node, graph: fx.Graph) -> set[fx.Node]:
+    """The nodes computed from the numbers of ``x``: neither constants nor facts about its shape."""
+    data = {x}
+    for node in graph.nodes:
+        asked = node.args[1] if node.target is getattr else node.target
+        if asked not in _ABOUT and not data.isdisjoint(node.all_input_nodes):
+            data.add(node)
+    return data
+
+
+def _behind(node: fx.Node, data: set[fx.Node]) -> set[fx.Node]:
     found, waiting = {node}, [node]
     while waiting:
-        new = set(waiting.pop().all_input_nodes) - found
+        new = (data & {*waiting.pop().all_input_nodes}) - found
         found |= new
         waiting += new
     return found
 
 
-def _layers(block: nn.Module, nodes: Iterable[fx.Node]) -> int:
+def _by_layers(
+    block: nn.Module, branches: dict[fx.Node, set[fx.Node]], shortcut: str | None
+) -> tuple[fx.Node, fx.Node]:
+    """Tell which addend is the residual and which the shortcut, in this order."""
+    layers = {addend: _count_layers(block, nodes) for addend, nodes in branches.items()}
+    first, second = sorted(layers, key=layers.__getitem__, reverse=True)
+    if layers[first] == 0:
+        raise NotResidualError("neither branch of its last addition has a parametrised layer")
+    if shortcut is not None:
+        holders = [
+            addend
+            for addend, nodes in branches.items()
+            if any(_is_layer(n) and f"{n.target}.".startswith(f"{shortcut}.") for n in nodes)
+        ]
+        if len(holders) != 1:
+            raise UnsplittableBlockError(f"its layer {shortcut!r} is on {len(holders)} branches")
+        return (second, first) if holders[0] is first else (first, second)
+    if layers[first] == layers[second]:
+        raise UnsplittableBlockError(
+            f"its two branches have {layers[first]} parametrised layers each, so neither is "
+            "plainly the shortcut; name a layer of it"
+        )
+    return first, second
+
+
+def _count_layers(block: nn.Module, nodes: Iterable[fx.Node]) -> int:
     """Count the layers that hold parameters of their own, inside children too."""
     children = (block.get_submodule(str(node.target)) for node in nodes if _is_layer(node))
     layers = {layer for child in children for layer in child.modules()}
     return sum(any(True for _ in layer.parameters(recurse=False)) for layer in layers)
 
 
-def _input_channels(block: nn.Module, x: fx.Node, graph: fx.Graph) -> int:
-    """Read the channels of the input off the first layer that it meets."""
-    for node in graph.nodes:
-        if _is_layer(node) and x in _ancestors(node):
-            for layer in block.get_submodule(str(node.target)).modules():
-                weight = getattr(layer, "weight", None)
-                if isinstance(weight, Tensor):
-                    groups = getattr(layer, "groups", 1) if weight.ndim > 1 else 1
-                    return int(weight.shape[min(weight.ndim - 1, 1)]) * int(groups)
-    raise NotResidualError("no layer of it tells the channels of its input")
+def _starts(addend: fx.Node, shared: set[fx.Node], foreign: set[fx.Node]) -> set[fx.Node]:
+    """The shared tensors that a branch starts from; sizes and tuples of views it works out anew."""
+    starts: set[fx.Node] = set()
+    seen, waiting = {addend}, [addend]
+    while waiting:
+        node = waiting.pop()
+        if node in foreign:
+            raise UnsplittableBlockError("one of its branches needs a value inside the other")
+        names = _TUPLE_METHODS if node.op == "call_method" else _TUPLES
+        if node in shared and node.target not in names:
+            starts.add(node)
+        else:
+            waiting += {*node.all_input_nodes} - seen
+            seen |= {*node.all_input_nodes}
+    return starts
 
 
 def _function(inputs: Sequence[fx.Node], outputs: Any, order: dict[fx.Node, int]) -> Part:
@@ -274,7 +294,7 @@ class GatedBlock(nn.Module):
         """Return the block as it was before gating, sharing its layers with this one."""
         block = self.source.__new__(self.source)
         for name, value in vars(self).items():
-            if name not in ("parts", "source"):
+            if name not in _OWN:
                 block.__dict__[name] = value.copy() if isinstance(value, dict | set) else value
         del block.gate
         return block
@@ -283,25 +303,35 @@ class GatedBlock(nn.Module):
         """Run the block on ``(N, C, H, W)`` for the images that the gate chooses."""
         decision: Decision = self.gate(x)
         for_residual, for_shortcut = self.parts.head(self, x)
-        joined: Tensor = self.parts.shortcut(self, *for_shortcut)
-        if decision.run == "all":
-            joined = joined + self.parts.residual(self, *for_residual)
-        elif decision.run == "scaled":
-            residual = self.parts.residual(self, *for_residual)
-            joined = joined + decision.scale.view(-1, *[1] * (residual.ndim - 1)) * residual
-        elif decision.run == "chosen":
-            joined = self._add_chosen(joined, for_residual, decision.scale.nonzero().squeeze(1))
+        shortcut: Tensor = self.parts.shortcut(self, *for_shortcut)
+        joined = self._join(shortcut, for_residual, decision)
         if self.parts.tail is None:
             return joined
-        if joined is x:
-            joined = x.clone()  # The tail may write in place, and this is the caller's tensor.
+        if joined is shortcut:
+            joined = shortcut.clone()  # It may be the caller's tensor, and the tail write in place.
         return cast(Tensor, self.parts.tail(self, joined))
 
-    def _add_chosen(self, shortcut: Tensor, inputs: Iterable[Tensor], chosen: Tensor) -> Tensor:
-        if len(chosen) == 0:
+    def _join(self, shortcut: Tensor, inputs: Sequence[Tensor], decision: Decision) -> Tensor:
+        if decision.run == "none":
             return shortcut
-        if len(chosen) == len(shortcut):
-            return shortcut + cast(Tensor, self.parts.residual(self, *inputs))
-        taken = (value.index_select(0, chosen) for value in inputs)
-        residual = self.parts.residual(self, *taken)
-        return shortcut.index_add(0, chosen, residual.to(shortcut.dtype))
+        if decision.run == "chosen":
+            chosen = decision.scale.nonzero().squeeze(1)
+            if len(chosen) == 0:
+                return shortcut
+            if len(chosen) < len(shortcut):
+                taken = (value.index_select(0, chosen) for value in inputs)
+                residual = self.parts.residual(self, *taken)
+                return shortcut.index_add(0, chosen, residual.to(shortcut.dtype))
+        residual = self.parts.residual(self, *inputs)
+        if decision.run == "scaled":
+            residual = decision.scale.view(-1, *[1] * (residual.ndim - 1)) * residual
+        return cast(Tensor, shortcut + residual)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The parts, which cannot be pickled, are left out."""
+        return {**vars(self), "parts": self.parts.named}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The block is cut anew."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.parts = split(self.ungated(), state["parts"])

@@ -1,5 +1,6 @@
 """Gate the residual blocks of a network, and ask a gated network questions."""
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
@@ -7,55 +8,25 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from aigtool.blocks import GatedBlock, NotResidualError, Split, UnsplittableBlockError, split
+from aigtool.blocks import GatedBlock
+from aigtool.discovery import Discovery, find_blocks
 from aigtool.errors import UserError
 from aigtool.gates import POLICIES, Decision, Gate, Policy
+from aigtool.selection import check_target, ungated_blocks
 
 Network = TypeVar("Network", bound=nn.Module)
-
-
-def find_blocks(network: nn.Module) -> dict[str, Split]:
-    """Find the residual blocks of a network.
-
-    A block is the outermost module whose trace ends in an addition of two branches from its
-    input. Nothing inside a block is a block: attention modules look like blocks too. A block that
-    ``split`` cannot cut is left out, and nothing inside it is looked at.
-
-    Args:
-        network: Any module; its gated blocks are blocks too.
-
-    Returns:
-        Each block's name and parts, in the order of ``named_modules``.
-
-    Example:
-        >>> import torchvision
-        >>> list(find_blocks(torchvision.models.resnet18()))[:3]
-        ['layer1.0', 'layer1.1', 'layer2.0']
-    """
-    found: dict[str, Split] = {}
-
-    def visit(parent: nn.Module, prefix: str) -> None:
-        for name, child in parent.named_children():
-            if isinstance(child, GatedBlock):
-                found[prefix + name] = child.parts
-                continue
-            try:
-                found[prefix + name] = split(child)
-            except UnsplittableBlockError:
-                continue
-            except NotResidualError:
-                visit(child, f"{prefix}{name}.")
-
-    visit(network, "")
-    return found
 
 
 def convert(
     network: Network,
     *,
     width: int = 16,
+    ungated: Collection[str] = (),
     targets: Sequence[float] | None = None,
     blocks: Collection[str] | None = None,
+    shortcuts: Mapping[str, str] | None = None,
+    skip_unsplittable: bool = False,
+    input_size: tuple[int, int, int] | None = None,
 ) -> Network:
     """Put a gate before each residual block of a network, in place.
 
@@ -65,42 +36,70 @@ def convert(
     Args:
         network: A trained network; it is changed and returned, its weights are not copied.
         width: d, the units of each gate's hidden layer (16 in Veit and Belongie, ECCV 2018).
+        ungated: Blocks to leave without a gate: ``first:N``, ``last:N``, ``downsample``, or
+            patterns of names such as ``layer1.*``.
         targets: An execution rate for each residual block, in order, for training each gate on
-            its own; a target of 1 leaves the block without a gate.
+            its own; a target of 1 leaves the block without a gate. ``parse_targets`` knows the
+            paper's schedules.
         blocks: Names of the blocks to gate; all residual blocks by default.
+        shortcuts: By name of a block both of whose branches have as many layers, the name of a
+            layer on its shortcut.
+        skip_unsplittable: Whether to leave residual blocks that cannot be gated as they are, with
+            a warning, and gate the others.
+        input_size: Channels, height and width of the network's input, where a rehearsal on what
+            ``pretrained_cfg`` says, or else on 224 x 224, would fail.
 
     Returns:
         ``network``.
 
     Raises:
-        UserError: There is no residual block, it is converted already, a name is no block, or
-            ``targets`` has another length or values outside (0, 1].
+        UserError: There is no residual block, one cannot be gated, the network is converted
+            already, a name or pattern is no block's, or ``targets`` has another length or values
+            outside (0, 1].
 
     Example:
         >>> import torchvision
-        >>> network = convert(torchvision.models.resnet18())
+        >>> network = convert(torchvision.models.resnet18(), ungated=["first"])
         >>> [name for name, gate in named_gates(network)][:2]
-        ['layer1.0', 'layer1.1']
+        ['layer1.1', 'layer2.0']
     """
     if any(True for _ in named_gates(network)):
         raise UserError("the network has gates already: convert the network as it was before")
     if width < 1:
         raise UserError(f"gate width {width}: expected a whole number of at least 1")
-    found = find_blocks(network)
-    if not found:
-        raise UserError(
-            f"{type(network).__name__} has no residual block: looked for a module inside it that "
-            "ends in the addition of two branches which both start from the module's input"
-        )
-    wanted = _wanted(found, targets, blocks)
-    for name, target in wanted.items():
+    found = find_blocks(network, input_size=input_size, shortcuts=shortcuts)
+    _check_found(network, found, skip_unsplittable)
+    for name, target in _wanted(found, ungated, targets, blocks).items():
         block = network.get_submodule(name)
-        gate = Gate(found[name].channels, width)
+        gate = Gate(found.blocks[name].channels, width)
         gate.target = target
         if (weight := next(block.parameters(), None)) is not None:
             gate.to(weight.device, weight.dtype)
-        _replace(network, name, GatedBlock(block, found[name], gate).train(block.training))
+        gated = GatedBlock(block, found.blocks[name].parts, gate)
+        _replace(network, name, gated.train(block.training))
     return network
+
+
+def _check_found(network: nn.Module, found: Discovery, skip_unsplittable: bool) -> None:
+    refused = "; ".join(f"{name} ({reason})" for name, reason in found.refused.items())
+    untraced = "; ".join(f"{name} ({reason})" for name, reason in found.untraced.items())
+    if found.blocks and found.refused:
+        problem = f"{len(found.refused)} residual blocks cannot be gated: {refused}"
+        if not skip_unsplittable:
+            raise UserError(
+                f"{problem}; mend them, or gate the other {len(found.blocks)} alone with "
+                "skip_unsplittable"
+            )
+        warnings.warn(problem, stacklevel=3)
+    if found.blocks and untraced:
+        warnings.warn(f"not looked into, so not gated: {untraced}", stacklevel=3)
+    if not found.blocks:
+        raise UserError(
+            f"{type(network).__name__} has no residual block that can be gated: looked for a "
+            "module inside it that ends in the addition of two branches which both start from the "
+            f"module's input{f'; found {refused}' * bool(refused)}"
+            f"{f'; could not look into {untraced}' * bool(untraced)}"
+        )
 
 
 def strip(network: Network) -> Network:
@@ -125,33 +124,40 @@ def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _wanted(
-    found: Mapping[str, Split], targets: Sequence[float] | None, blocks: Collection[str] | None
+    found: Discovery,
+    ungated: Collection[str],
+    targets: Sequence[float] | None,
+    blocks: Collection[str] | None,
 ) -> dict[str, float | None]:
     """The blocks to gate, each with its own target if it has one."""
+    names = list(found.blocks)
     if targets is None:
-        wanted: dict[str, float | None] = dict.fromkeys(found)
+        wanted: dict[str, float | None] = dict.fromkeys(names)
     else:
-        if len(targets) != len(found):
+        if len(targets) != len(names):
             raise UserError(
-                f"{len(targets)} targets given for {len(found)} residual blocks: give one a block"
+                f"{len(targets)} targets given for {len(names)} residual blocks: give one a block"
             )
-        if bad := [target for target in targets if not 0 < target <= 1]:
-            raise UserError(f"target {bad[0]}: expected a rate above 0 and at most 1")
-        wanted = {name: t for name, t in zip(found, targets, strict=True) if t < 1}
+        checked = zip(names, map(check_target, targets), strict=True)
+        wanted = {name: target for name, target in checked if target < 1}
     if blocks is not None:
-        if unknown := [name for name in blocks if name not in found]:
+        if unknown := [name for name in blocks if name not in names]:
             raise UserError(
                 f"{unknown[0]!r} is no residual block of the network: expected names among "
-                f"{', '.join(found)}"
+                f"{', '.join(names)}"
             )
         wanted = {name: target for name, target in wanted.items() if name in blocks}
+    left_out = ungated_blocks(ungated, found.blocks)
+    wanted = {name: target for name, target in wanted.items() if name not in left_out}
     if not wanted:
-        raise UserError("no block is left to gate: give at least one block a target under 1")
+        raise UserError(
+            f"no block is left to gate: all {len(names)} have a target of 1 or are left ungated"
+        )
     return wanted
 
 
 def named_gates(network: nn.Module) -> Iterator[tuple[str, Gate]]:
-    """Yield each gated block's name and gate, in the order of execution."""
+    """Yield each gated block's name and gate, in the order of ``named_modules``."""
     for name, module in network.named_modules():
         if isinstance(module, GatedBlock):
             yield name, module.gate
@@ -174,26 +180,6 @@ def gate_policy(network: nn.Module, policy: Policy) -> Iterator[None]:
     finally:
         for gate, old in before.items():
             gate.policy = old
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network in evaluation mode within the block; each module then goes back to its own.
-
-    Example:
-        >>> network = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(3).eval())
-        >>> with evaluating(network):
-        ...     inside = network.training
-        >>> inside, network[0].training, network[1].training
-        (False, True, False)
-    """
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def set_policy(network: nn.Module, policy: Policy) -> None:

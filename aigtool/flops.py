@@ -16,8 +16,10 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from aigtool.blocks import GatedBlock
-from aigtool.conversion import evaluating, find_blocks, gate_policy
+from aigtool.conversion import gate_policy
+from aigtool.discovery import find_blocks
 from aigtool.gates import Gate, Policy
+from aigtool.modes import in_mode
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class NetworkFlops:
     Attributes:
         gflops_dense: The network before gating, which is the network with open gates.
         params: Parameters of the network before gating.
-        blocks: The residual blocks, gated or not, in order of execution.
+        blocks: The residual blocks, gated or not, in the order of ``named_modules``.
 
     Example:
         >>> from aigtool.models.zoo import create_network
@@ -116,8 +118,10 @@ def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> Network
     Returns:
         The counts.
     """
-    image = torch.zeros(1, *input_size, device=next(network.parameters()).device)
-    with evaluating(network):
+    weight = next(network.parameters())
+    image = torch.zeros(1, *input_size, device=weight.device, dtype=weight.dtype)
+    found = find_blocks(network, input_size=input_size).blocks
+    with in_mode(network, training=False):
         with gate_policy(network, "open"), _gate_inputs(network) as inputs:
             opened = _count(network, image)
         with gate_policy(network, "closed"):
@@ -127,7 +131,7 @@ def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> Network
                 BlockFlops(name, opened[name] / 1e9), opened[name] - closed[name], block, inputs
             )
             for name, block in (
-                (name, network.get_submodule(name)) for name in find_blocks(network)
+                (name, module) for name, module in network.named_modules() if name in found
             )
         )
     params = sum(p.numel() for p in network.parameters())

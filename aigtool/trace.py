@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.nn import functional as F
 
-from aigtool.conversion import evaluating, gate_policy, named_gates, recorded_decisions
+from aigtool.conversion import gate_policy, named_gates, recorded_decisions
 from aigtool.data.images import ImageSet
 from aigtool.data.loading import load_batches
 from aigtool.device import synchronize
@@ -25,6 +25,7 @@ from aigtool.errors import UserError
 from aigtool.flops import BlockFlops, NetworkFlops
 from aigtool.gates import Policy
 from aigtool.models.description import PixelNetwork
+from aigtool.modes import in_mode
 from aigtool.output import replacing
 
 _KEY = b"aigtool"
@@ -208,7 +209,7 @@ def collect_trace(
     seconds = 0.0
     with (
         torch.inference_mode(),
-        evaluating(network),
+        in_mode(network, training=False),
         gate_policy(network, policy),
         recorded_decisions(network) as decisions,
     ):

@@ -22,9 +22,11 @@ FLOORS = (
     ("models",),
     ("losses",),
     ("conversion",),
+    ("selection",),
+    ("discovery",),
     ("blocks",),
     ("gates",),
-    ("device", "output", "plotting"),
+    ("device", "modes", "output", "plotting"),
     ("errors", "version"),
 )
 HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,9 +1,10 @@
+import pickle
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from aigtool.blocks import GatedBlock, NotResidualError, UnsplittableBlockError, split
-from aigtool.conversion import find_blocks
 from aigtool.gates import Gate
 
 
@@ -184,42 +185,94 @@ class OwnGate(InPlace):
         self.gate = nn.Identity()
 
 
-class WritesIntoTheShortcut(InPlace):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv1(x.relu_()) + x
-
-
 class ReadsTraining(InPlace):
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.dropout(self.conv1(x), training=self.training) + x
 
 
-class Inner(nn.Module):
-    """A tie around a block that could be cut."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right = nn.Sequential(InPlace()), nn.Sequential(InPlace())
+class AsksTheOther(InPlace):
+    """Its shortcut needs the residual's size, and so the residual."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.left(x) + self.right(x)
+        out = self.conv1(x)
+        return out + nn.functional.interpolate(self.act(x), size=out.shape[-1])
 
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
         (Tie, "1 parametrised layers each"),
-        (Inner, "3 parametrised layers each"),
         (OwnGate, "attribute called gate"),
-        (WritesIntoTheShortcut, "writes in place"),
         (ReadsTraining, r"reads self\.training"),
+        (AsksTheOther, "needs a value inside the other"),
     ],
 )
-def test_a_block_that_cannot_be_gated_is_left_alone_with_all_in_it(
+def test_a_block_that_cannot_be_gated_is_refused_with_the_reason(
     kind: type[nn.Module], reason: str
 ) -> None:
     block = kind().eval()
     with pytest.raises(UnsplittableBlockError, match=reason):
         split(block)
     assert not any(module.training for module in block.modules())
-    assert list(find_blocks(nn.Sequential(block, InPlace()))) == ["1"]
+
+
+@pytest.mark.parametrize("named", ["left", "right"])
+def test_where_branches_tie_a_layer_names_the_shortcut(named: str) -> None:
+    block = Tie()
+    parts = split(block, named)
+    x = torch.randn(1, 4, 3, 3)
+    assert torch.equal(parts.shortcut(block, x), getattr(block, named)(x))
+    with pytest.raises(UnsplittableBlockError, match="'middle' is on 0 branches"):
+        split(block, "middle")
+
+
+class AsksSizes(nn.Module):
+    """Both branches need sizes and pieces of the shared input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(4), nn.Conv2d(2, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shared = self.norm(x)
+        sizes = (shared.shape[0], shared.size(1), x.shape[2], x.shape[3])
+        first, second = shared.chunk(2, dim=1)
+        residual = self.conv(first).reshape(sizes)
+        return residual + torch.cat([second, second], 1).view(sizes)
+
+
+@pytest.mark.parametrize("open_images", [[1], [0, 2]])
+def test_sizes_and_pieces_are_worked_out_for_the_chosen_images(open_images: list[int]) -> None:
+    block = AsksSizes().eval()
+    gated_block = GatedBlock(block, split(block), Gate(4)).eval()
+    x = torch.randn(3, 4, 5, 5)
+    chosen = torch.tensor([float(image in open_images) for image in range(3)])
+    gated_block.gate.register_forward_hook(lambda _g, _x, made: made._replace(scale=chosen))
+    with torch.no_grad():
+        out = gated_block(x)
+    torch.testing.assert_close(out[open_images], block(x)[open_images])
+
+
+class SlicingShortcut(InPlace):
+    """Its shortcut is a view of the input, and its tail writes in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x[:, :, ::2, ::2] + self.conv1(x)[:, :, ::2, ::2])
+
+
+def test_a_tail_that_writes_in_place_leaves_a_view_of_the_input_alone() -> None:
+    _, gated_block = gated(SlicingShortcut)
+    gated_block.gate.policy = "closed"
+    x = torch.randn(2, 4, 6, 6)
+    given = x.clone()
+    assert torch.equal(gated_block(given), x[:, :, ::2, ::2].relu())
+    assert torch.equal(given, x)
+
+
+def test_a_gated_block_can_be_pickled_and_copied() -> None:
+    _, gated_block = gated(PreActivation)
+    twin = pickle.loads(pickle.dumps(gated_block))
+    x = torch.randn(3, 4, 5, 5)
+    with torch.no_grad():
+        assert torch.equal(twin(x), gated_block(x))
+    assert type(twin.ungated()) is PreActivation

@@ -7,7 +7,6 @@ from torch import nn
 
 from aigtool.conversion import (
     convert,
-    find_blocks,
     forced_decisions,
     gate_policy,
     named_gates,
@@ -15,6 +14,7 @@ from aigtool.conversion import (
     set_policy,
     strip,
 )
+from aigtool.discovery import find_blocks
 from aigtool.errors import UserError
 from aigtool.models.zoo import create_network
 from tests.conftest import close
@@ -132,7 +132,7 @@ def test_timms_questions_are_still_answered(small_network: nn.Module) -> None:
 
 
 def test_blocks_and_targets_choose_what_is_gated() -> None:
-    names = list(find_blocks(create_network("resnet18")))
+    names = list(find_blocks(create_network("resnet18")).blocks)
     network = convert(create_network("resnet18"), blocks=names[2:4])
     assert [name for name, _ in named_gates(network)] == names[2:4]
     targets = [1, 0.8, 1, 1, 0.5, 1, 1, 1]
@@ -141,7 +141,7 @@ def test_blocks_and_targets_choose_what_is_gated() -> None:
         names[1]: 0.8,
         names[4]: 0.5,
     }
-    assert list(find_blocks(network)) == names
+    assert list(find_blocks(network).blocks) == names
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_wrong_options_are_told(options: dict[str, object], message: str) -> Non
 def test_networks_that_cannot_be_converted_are_told(small_network: nn.Module) -> None:
     with pytest.raises(UserError, match="has gates already"):
         convert(convert(small_network))
-    with pytest.raises(UserError, match="no residual block: looked for"):
+    with pytest.raises(UserError, match="no residual block that can be gated: looked for"):
         convert(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()))
     with pytest.raises(UserError, match="expected one of argmax"):
         set_policy(small_network, "always")  # type: ignore[arg-type]

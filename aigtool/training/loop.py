@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aigtool.conversion import (
-    evaluating,
     gate_policy,
     named_gates,
     recorded_decisions,
@@ -32,6 +31,7 @@ from aigtool.gates import Decision, Gate
 from aigtool.losses import execution_rates, network_rate_loss, per_layer_rate_loss
 from aigtool.models.description import PixelNetwork
 from aigtool.models.files import Model, save_model
+from aigtool.modes import in_mode
 from aigtool.trace import collect_trace
 from aigtool.training.config import FinetuneConfig, noise_at
 from aigtool.training.run_folder import RunFolder
@@ -169,7 +169,7 @@ def measure_expected_rates(network: PixelNetwork, batches: Iterable[tuple[Tensor
     count = 0
     with (
         torch.inference_mode(),
-        evaluating(network),
+        in_mode(network, training=False),
         gate_policy(network, "sampled"),
         recorded_decisions(network) as decisions,
     ):
