@@ -78,14 +78,13 @@ from .models.description import (
 from .models.files import Model as Model
 from .models.files import load_model as load_model
 from .models.files import save_model as save_model
+from .models.origin import create_model as create_model
+from .models.weights import load_weights as load_weights
 from .models.zoo import (
     create_network as create_network,
 )
 from .models.zoo import (
     list_networks as list_networks,
-)
-from .models.zoo import (
-    load_weights as load_weights,
 )
 from .robustness.attacks import fgsm as fgsm
 from .robustness.defenses import jpeg as jpeg

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from aigtool.blocks import GatedBlock
+from aigtool.blocks import GatedBlock, Split, split
 from aigtool.discovery import Discovery, find_blocks
 from aigtool.errors import UserError
 from aigtool.gates import POLICIES, Decision, Gate, Policy
@@ -23,7 +23,6 @@ def convert(
     width: int = 16,
     ungated: Collection[str] = (),
     targets: Sequence[float] | None = None,
-    blocks: Collection[str] | None = None,
     shortcuts: Mapping[str, str] | None = None,
     skip_unsplittable: bool = False,
     input_size: tuple[int, int, int] | None = None,
@@ -41,7 +40,6 @@ def convert(
         targets: An execution rate for each residual block, in order, for training each gate on
             its own; a target of 1 leaves the block without a gate. ``parse_targets`` knows the
             paper's schedules.
-        blocks: Names of the blocks to gate; all residual blocks by default.
         shortcuts: By name of a block both of whose branches have as many layers, the name of a
             layer on its shortcut.
         skip_unsplittable: Whether to leave residual blocks that cannot be gated as they are, with
@@ -69,15 +67,46 @@ def convert(
         raise UserError(f"gate width {width}: expected a whole number of at least 1")
     found = find_blocks(network, input_size=input_size, shortcuts=shortcuts)
     _check_found(network, found, skip_unsplittable)
-    for name, target in _wanted(found, ungated, targets, blocks).items():
-        block = network.get_submodule(name)
+    for name, target in _wanted(found, ungated, targets).items():
         gate = Gate(found.blocks[name].channels, width)
         gate.target = target
-        if (weight := next(block.parameters(), None)) is not None:
-            gate.to(weight.device, weight.dtype)
-        gated = GatedBlock(block, found.blocks[name].parts, gate)
-        _replace(network, name, gated.train(block.training))
+        _put(network, name, found.blocks[name].parts, gate)
     return network
+
+
+def put_gates(
+    network: Network, gates: Mapping[str, Gate], shortcuts: Mapping[str, str] | None = None
+) -> Network:
+    """Put given gates before the named blocks of a network, in place, without a rehearsal.
+
+    Args:
+        network: As it was when it was converted first, before gating.
+        gates: By name of a block.
+        shortcuts: As for ``convert``.
+
+    Returns:
+        ``network``.
+
+    Raises:
+        AttributeError, NotResidualError: A name is no module's, or no residual block's.
+
+    Example:
+        >>> import torchvision
+        >>> network = put_gates(torchvision.models.resnet18(), {"layer1.0": Gate(64)})
+        >>> [name for name, gate in named_gates(network)]
+        ['layer1.0']
+    """
+    for name, gate in gates.items():
+        parts = split(network.get_submodule(name), (shortcuts or {}).get(name))
+        _put(network, name, parts, gate)
+    return network
+
+
+def _put(network: nn.Module, name: str, parts: Split, gate: Gate) -> None:
+    block = network.get_submodule(name)
+    if (weight := next(block.parameters(), None)) is not None:
+        gate.to(weight.device, weight.dtype)
+    _replace(network, name, GatedBlock(block, parts, gate).train(block.training))
 
 
 def _check_found(network: nn.Module, found: Discovery, skip_unsplittable: bool) -> None:
@@ -124,29 +153,18 @@ def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _wanted(
-    found: Discovery,
-    ungated: Collection[str],
-    targets: Sequence[float] | None,
-    blocks: Collection[str] | None,
+    found: Discovery, ungated: Collection[str], targets: Sequence[float] | None
 ) -> dict[str, float | None]:
     """The blocks to gate, each with its own target if it has one."""
     names = list(found.blocks)
-    if targets is None:
-        wanted: dict[str, float | None] = dict.fromkeys(names)
-    else:
+    wanted: dict[str, float | None] = dict.fromkeys(names)
+    if targets is not None:
         if len(targets) != len(names):
             raise UserError(
                 f"{len(targets)} targets given for {len(names)} residual blocks: give one a block"
             )
         checked = zip(names, map(check_target, targets), strict=True)
         wanted = {name: target for name, target in checked if target < 1}
-    if blocks is not None:
-        if unknown := [name for name in blocks if name not in names]:
-            raise UserError(
-                f"{unknown[0]!r} is no residual block of the network: expected names among "
-                f"{', '.join(names)}"
-            )
-        wanted = {name: target for name, target in wanted.items() if name in blocks}
     left_out = ungated_blocks(ungated, found.blocks)
     wanted = {name: target for name, target in wanted.items() if name not in left_out}
     if not wanted:
@@ -161,6 +179,15 @@ def named_gates(network: nn.Module) -> Iterator[tuple[str, Gate]]:
     for name, module in network.named_modules():
         if isinstance(module, GatedBlock):
             yield name, module.gate
+
+
+def named_shortcuts(network: nn.Module) -> dict[str, str]:
+    """Return, by name of each gated block whose shortcut was told by one, the name of a layer."""
+    return {
+        name: module.parts.named
+        for name, module in network.named_modules()
+        if isinstance(module, GatedBlock) and module.parts.named is not None
+    }
 
 
 @contextmanager

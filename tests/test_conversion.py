@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aigtool.conversion import (
     convert,
@@ -131,9 +131,9 @@ def test_timms_questions_are_still_answered(small_network: nn.Module) -> None:
     assert network(torch.randn(1, 3, 32, 32)).shape == (1, 7)
 
 
-def test_blocks_and_targets_choose_what_is_gated() -> None:
+def test_patterns_and_targets_choose_what_is_gated() -> None:
     names = list(find_blocks(create_network("resnet18")).blocks)
-    network = convert(create_network("resnet18"), blocks=names[2:4])
+    network = convert(create_network("resnet18"), ungated=["first:2", "last:4"])
     assert [name for name, _ in named_gates(network)] == names[2:4]
     targets = [1, 0.8, 1, 1, 0.5, 1, 1, 1]
     network = convert(create_network("resnet18"), targets=targets)
@@ -150,7 +150,9 @@ def test_blocks_and_targets_choose_what_is_gated() -> None:
         ({"targets": [0.5]}, "1 targets given for 9 residual blocks"),
         ({"targets": [0.0] + [1] * 8}, "target 0"),
         ({"targets": [1] * 9}, "no block is left"),
-        ({"blocks": ["layer9.0"]}, "'layer9.0' is no residual block"),
+        ({"ungated": ["layer9.*"]}, r"ungated 'layer9\.\*' matches no block"),
+        ({"ungated": ["*"]}, "no block is left"),
+        ({"shortcuts": {"layer9.0": "a"}}, r"shortcut of 'layer9\.0'"),
         ({"width": 0}, "gate width 0"),
     ],
 )
@@ -196,3 +198,37 @@ def test_expected_scales_every_residual(small_network: nn.Module) -> None:
         expected = network(x)
     with forced_decisions(network, {n: torch.full((4,), 0.3).requires_grad_() for n in gates}):
         torch.testing.assert_close(network(x).detach(), expected)
+
+
+class Tie(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(x) + self.right(x)
+
+
+def test_a_block_that_cannot_be_gated_is_skipped_only_where_allowed() -> None:
+    network = create_network("cifar_resnet20")
+    network.layer1[1] = Tie()
+    with pytest.raises(UserError, match=r"layer1\.1 \(its two branches.*other 8 alone"):
+        convert(network)
+    assert not list(named_gates(network))
+    with pytest.warns(UserWarning, match=r"layer1\.1 \(its two branches"):
+        convert(network, skip_unsplittable=True)
+    assert len(list(named_gates(network))) == 8
+
+    network = create_network("cifar_resnet20")
+    network.layer1[1] = Tie()
+    convert(network, shortcuts={"layer1.1": "right"})
+    assert len(list(named_gates(network))) == 9
+    x = torch.randn(1, 16, 4, 4)
+    network.layer1[1].gate.policy = "closed"
+    assert torch.equal(network.layer1[1](x), network.layer1[1].right(x))
+
+
+def test_conversion_holds_no_second_copy_of_the_weights(small_network: nn.Module) -> None:
+    before = {name: tensor.data_ptr() for name, tensor in small_network.state_dict().items()}
+    after = convert(small_network).state_dict()
+    assert {name: after[name].data_ptr() for name in before} == before

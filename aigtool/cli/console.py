@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,16 +78,36 @@ def print_table(
     table = Table(box=None, pad_edge=False)
     for number, column in enumerate(columns):
         left = number < text_columns
+        widest = max((len(row[number]) for row in rows), default=0)
         table.add_column(
             column,
             justify="left" if left else "right",
-            overflow="fold",
+            overflow="fold" if left else "ellipsis",
             no_wrap=not left,
+            min_width=min(widest, 12) if left else None,
             header_style="dim",
         )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     out.print(table)
+
+
+def print_rows(columns: Mapping[str, int], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table on stdout row by row, as each is known.
+
+    Args:
+        columns: Each heading with the width of its column, negative to align to the right.
+        rows: The cells of each row; what is wider than its column pushes the rest to the right.
+    """
+
+    def line(cells: Iterable[str]) -> str:
+        fitted = zip(cells, columns.values(), strict=True)
+        aligned = (cell.ljust(width) if width > 0 else cell.rjust(-width) for cell, width in fitted)
+        return "  ".join(aligned).rstrip()
+
+    out.print(Text(line(columns), style="dim"), soft_wrap=True)
+    for row in rows:
+        out.print(Text(line(row)), soft_wrap=True)
 
 
 def _print_title(title: str) -> None:

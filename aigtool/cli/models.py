@@ -1,11 +1,16 @@
 """``aigtool models``: the names that can be converted."""
 
-from typing import Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aigtool.cli.console import print_json, print_table, status
+from aigtool.cli.console import print_facts, print_json, print_rows, progress, status
 from aigtool.cli.options import Debug, Json, Quiet
+from aigtool.errors import UserError
+
+if TYPE_CHECKING:
+    from aigtool.models.zoo import NetworkFacts
 
 
 def models(
@@ -16,26 +21,48 @@ def models(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """List the networks that convert knows by name."""
+    """List the networks that convert knows by name; of a single one, its published weights too."""
     with status("reading the registries of timm and torchvision"):
-        from fnmatch import fnmatch
+        from fnmatch import fnmatchcase
 
-        from aigtool.errors import UserError
-        from aigtool.models.zoo import list_networks, published_weights
+        from aigtool.models.zoo import list_networks, look_up, published_weights
 
-        names = [name for name in list_networks() if fnmatch(name, pattern)]
-        if not names:
-            raise UserError(
-                f"no network matches {pattern!r}; try a wider pattern, such as "
-                f"'*{pattern.strip('*')[:6]}*', or none"
-            )
-        weights = {name: published_weights(name) for name in names}
+        names = [name for name in list_networks() if fnmatchcase(name, pattern)]
+    if not names:
+        raise UserError(
+            f"no network matches {pattern!r}; try a wider pattern, such as "
+            f"'*{pattern.strip('*')[:6]}*', or none"
+        )
     if json:
-        print_json({"models": [{"name": name, "weights": tags} for name, tags in weights.items()]})
-        return
-    print_table(
-        f"{len(names)} networks",
-        ["name", "published weights"],
-        [[name, ", ".join(tags) or "-"] for name, tags in weights.items()],
-        text_columns=2,
+        rows = []
+        with progress("building without weights", len(names), "networks") as advance:
+            for name in names:
+                rows.append(asdict(look_up(name)) | {"weights": published_weights(name)})
+                advance(1)
+        print_json({"models": rows})
+    elif len(names) == 1:
+        _, *values = _row(look_up(names[0]))
+        labels = ("blocks", "parameters", "input", "converts")
+        weights = ", ".join(published_weights(names[0])) or "none"
+        print_facts(names[0], [*zip(labels, values, strict=True), ("published weights", weights)])
+    else:
+        print_rows(
+            {
+                "name": max(map(len, names)),
+                "blocks": -6,
+                "parameters": -11,
+                "input": -9,
+                "converts": 8,
+            },
+            (_row(look_up(name)) for name in names),
+        )
+
+
+def _row(facts: "NetworkFacts") -> tuple[str, ...]:
+    return (
+        facts.name,
+        str(facts.blocks),
+        f"{facts.params:,}",
+        "x".join(map(str, facts.input_size)),
+        "yes" if facts.problem is None else f"no: {facts.problem}",
     )

@@ -7,7 +7,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from aigtool.conversion import named_gates
+from aigtool.conversion import named_gates, named_shortcuts
 from aigtool.gates import POLICIES, Policy
 
 FORMAT_VERSION = 1
@@ -54,6 +54,25 @@ class InputSpec:
             crop_mode=config["crop_mode"],
         )
 
+    @classmethod
+    def of_transforms(cls, transforms: Any) -> "InputSpec":
+        """Read it off the transforms that torchvision publishes with weights.
+
+        Example:
+            >>> from torchvision.models import ResNet50_Weights
+            >>> spec = InputSpec.of_transforms(ResNet50_Weights.IMAGENET1K_V2.transforms())
+            >>> spec.size, round(spec.crop_pct, 3)
+            ((3, 224, 224), 0.966)
+        """
+        side = transforms.crop_size[0]
+        return cls(
+            size=(3, side, side),
+            mean=tuple(transforms.mean),
+            std=tuple(transforms.std),
+            interpolation=transforms.interpolation.value,
+            crop_pct=side / transforms.resize_size[0],
+        )
+
 
 @dataclass(frozen=True)
 class Description:
@@ -68,6 +87,9 @@ class Description:
         gate_width: d of the gates.
         policy: The gate policy at test time.
         history: What was done to the network, oldest first.
+        options: Of the architecture, where it was built with other than its own.
+        shortcuts: For gated blocks both of whose branches have as many layers, the name of a layer
+            on the shortcut.
     """
 
     source: str
@@ -78,14 +100,19 @@ class Description:
     gate_width: int = 16
     policy: Policy = "argmax"
     history: tuple[dict[str, Any], ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    shortcuts: dict[str, str] = field(default_factory=dict)
 
     def with_gates_of(self, network: nn.Module) -> "Description":
         """Return a copy that describes the gates which ``network`` has."""
         gates = dict(named_gates(network))
-        blocks = {name: gate.target for name, gate in gates.items()}
         widths = {gate.width for gate in gates.values()}
-        width = widths.pop() if widths else self.gate_width
-        return replace(self, gated_blocks=blocks, gate_width=width)
+        return replace(
+            self,
+            gated_blocks={name: gate.target for name, gate in gates.items()},
+            gate_width=widths.pop() if widths else self.gate_width,
+            shortcuts=named_shortcuts(network),
+        )
 
     def after(self, step: str, **details: Any) -> "Description":
         """Return a copy whose history has one more step.
@@ -113,6 +140,9 @@ class Description:
         for name, kind in kinds.items():
             if not isinstance(values[name], kind):
                 raise TypeError(f"{name} is no {kind.__name__}")
+        for name in ("options", "shortcuts"):
+            if not isinstance(values.get(name, {}), dict):
+                raise TypeError(f"{name} is no dict")
         if values["policy"] not in POLICIES:
             raise ValueError(f"there is no policy {values['policy']!r}")
         if not all(isinstance(side, int) for side in values["input"]["size"]):

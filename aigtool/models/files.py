@@ -1,7 +1,7 @@
 """Model files: one ``.safetensors`` that holds the weights and says what they are."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,10 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from aigtool.conversion import convert, named_gates, set_policy
+from aigtool.blocks import NotResidualError
+from aigtool.conversion import put_gates, set_policy, strip
 from aigtool.errors import UserError
+from aigtool.gates import Gate
 from aigtool.models.description import FORMAT_VERSION, Description
 from aigtool.models.zoo import create_network
 from aigtool.output import replacing
@@ -28,6 +30,10 @@ class Model:
     network: nn.Module
     description: Description
 
+    def stripped(self) -> "Model":
+        """Take the gates out, in place, and return the network before gating as a model."""
+        return Model(strip(self.network), replace(self.description, gated_blocks={}, shortcuts={}))
+
 
 def save_model(path: str | Path, network: nn.Module, description: Description) -> None:
     """Write a model file, whole or not at all.
@@ -40,6 +46,7 @@ def save_model(path: str | Path, network: nn.Module, description: Description) -
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "r20.safetensors"
+        >>> from aigtool.conversion import convert
         >>> network = convert(create_network("cifar_resnet20"))
         >>> save_model(path, network, Description("cifar_resnet20", 10))
         >>> len(load_model(path).description.gated_blocks)
@@ -76,17 +83,25 @@ def load_model(path: str | Path, network: nn.Module | None = None) -> Model:
                 f"model file {path} holds a network of a class of its own: load it from Python, "
                 "load_model(path, network)"
             )
-        network = create_network(description.source, num_classes=description.num_classes)
-    if description.gated_blocks:
-        convert(network, width=description.gate_width, blocks=list(description.gated_blocks))
-        for name, gate in named_gates(network):
-            gate.target = description.gated_blocks[name]
-        set_policy(network, description.policy)
+        network = create_network(
+            description.source, num_classes=description.num_classes, options=description.options
+        )
     try:
+        put_gates(network, _gates(description, state), description.shortcuts)
         network.load_state_dict(state)
-    except RuntimeError as error:
+    except (AttributeError, KeyError, NotResidualError, RuntimeError) as error:
         raise UserError(f"model file {path} does not fit its network: {error}") from error
+    set_policy(network, description.policy)
     return Model(network.eval(), description)
+
+
+def _gates(description: Description, state: dict[str, Tensor]) -> dict[str, Gate]:
+    gates = {}
+    for name, target in description.gated_blocks.items():
+        width, channels = state[f"{name}.gate.fc1.weight"].shape
+        gates[name] = Gate(channels, width)
+        gates[name].target = target
+    return gates
 
 
 def load_reference(

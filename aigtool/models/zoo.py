@@ -1,21 +1,24 @@
-"""A name to a network, and a checkpoint's weights into it."""
+"""A name to a network, and what is known of a network by name."""
 
 import difflib
-import pickle
-import warnings
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors.torch
 import timm
 import torch
 import torchvision.models
-from timm.models import get_arch_pretrained_cfgs
-from torch import Tensor, nn
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.models import get_arch_pretrained_cfgs, load_model_config_from_hf
+from torch import nn
 
 import aigtool.models.cifar_resnet  # noqa: F401 (registers its networks with timm)
+from aigtool.discovery import find_blocks
 from aigtool.errors import UserError
+from aigtool.models.description import Description, InputSpec
 
 TIMM_MODULES = (
     "resnet",
@@ -32,8 +35,16 @@ TIMM_MODULES = (
 )
 _FAMILY = ("resnet", "resnext", "resnest", "res2ne")
 TORCHVISION = "torchvision:"
-_PREFIXES = ("module.", "_orig_mod.")
-_HUBS = ("hf-hub:", "hf_hub:", "local-dir:")
+_HF_HUB = ("hf-hub:", "hf_hub:")
+_LOCAL_DIR = "local-dir:"
+_LOADING = {
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+}
+"""Options of timm's that read files or the network; no model file may ask for them."""
 
 
 def list_networks() -> list[str]:
@@ -57,15 +68,21 @@ def list_networks() -> list[str]:
 
 
 def create_network(
-    name: str, *, pretrained: bool = False, num_classes: int | None = None
+    name: str,
+    *,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build a network by name.
 
     Args:
         name: A timm name (``resnet50.a1_in1k``, ``cifar_resnet56``, ``hf-hub:...``,
-            ``local-dir:...``), or ``torchvision:`` and a torchvision name.
+            ``local-dir:...``), or ``torchvision:`` and a torchvision name, perhaps with a dot and
+            the name of its weights (``torchvision:resnet50.IMAGENET1K_V2``).
         pretrained: Whether to fetch the published weights; a tag in the name says which.
         num_classes: Outputs of the classifier; the published number by default.
+        options: Of the architecture, as a ``Description`` holds them.
 
     Returns:
         The network, on the CPU, in evaluation mode.
@@ -79,22 +96,102 @@ def create_network(
     """
     if num_classes is not None and num_classes < 1:
         raise UserError(f"number of classes {num_classes}: expected a whole number of at least 1")
+    if name.startswith(TORCHVISION):
+        build = partial(_build_torchvision, name, pretrained, num_classes)
+    else:
+        _check_timm(name, pretrained)
+        if loading := _LOADING & set(options or {}):
+            raise UserError(f"option {loading.pop()!r} of {name!r} would load a file: leave it out")
+        chosen = {
+            **(options or {}),
+            **({} if num_classes is None else {"num_classes": num_classes}),
+        }
+        build = partial(timm.create_model, name, pretrained=pretrained, **chosen)
     try:
-        if name.startswith(TORCHVISION):
-            network = _torchvision(name, pretrained, num_classes)
-        else:
-            if not name.startswith(_HUBS) and not timm.is_model(name.split(".", 1)[0]):
-                raise _unknown(name)
-            options = {} if num_classes is None else {"num_classes": num_classes}
-            network = timm.create_model(name, pretrained=pretrained, **options)
+        return build().eval()
     except UserError:
         raise
+    # Libraries and the network connection beneath raise errors of many kinds.
     except Exception as error:
+        advice = (
+            "; if there is no network connection here, fetch them elsewhere and give the file "
+            "with --weights"
+        )
         raise UserError(
             f"network {name!r} could not be built{' with its published weights' * pretrained}: "
-            f"{error}"
+            f"{error}{advice * pretrained}"
         ) from error
-    return network.eval()
+
+
+def describe(name: str, network: nn.Module, *, pretrained: bool = False) -> Description:
+    """Describe a network that ``create_network`` built: its classes and its input.
+
+    Args:
+        name: As it was given to ``create_network``. What it refers to on a hub or in a folder
+            is resolved, so that a model file needs neither.
+        network: The network.
+        pretrained: Whether its weights are the published ones.
+
+    Example:
+        >>> describe("cifar_resnet20", create_network("cifar_resnet20")).class_names[:2]
+        ('airplane', 'automobile')
+    """
+    source, options = _resolve(name)
+    spec = InputSpec.of(network)
+    if name.startswith(TORCHVISION):
+        architecture, weights = _torchvision_weights(name, default=pretrained)
+        if weights is not None:
+            source = f"{TORCHVISION}{architecture}.{weights.name}"
+            spec = InputSpec.of_transforms(weights.transforms())
+    return Description(
+        source=source,
+        options=options,
+        num_classes=count_classes(network),
+        class_names=published_class_names(network),
+        input=spec,
+    )
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """What is known of a network by name, without its weights.
+
+    Attributes:
+        name: As ``create_network`` takes it.
+        blocks: How many residual blocks it has that can be gated.
+        params: Number of parameters.
+        input_size: Channels, height and width.
+        problem: Why it cannot be converted; None where it can.
+    """
+
+    name: str
+    blocks: int
+    params: int
+    input_size: tuple[int, int, int]
+    problem: str | None
+
+
+def look_up(name: str) -> NetworkFacts:
+    """Learn about a network without building its weights.
+
+    Example:
+        >>> facts = look_up("cifar_resnet20")
+        >>> facts.blocks, facts.params, facts.input_size, facts.problem
+        (9, 269722, (3, 32, 32), None)
+    """
+    with torch.device("meta"):
+        network = create_network(name)
+    found = find_blocks(network)
+    problems = [f"{block}: {reason}" for block, reason in found.refused.items()]
+    if not found.blocks:
+        problems.append("no residual block found")
+    return NetworkFacts(
+        name=name,
+        blocks=len(found.blocks),
+        params=sum(parameter.numel() for parameter in network.parameters()),
+        input_size=InputSpec.of(network).size,
+        problem="; ".join(problems) or None,
+    )
 
 
 def published_weights(name: str) -> list[str]:
@@ -130,129 +227,75 @@ def count_classes(network: nn.Module) -> int:
 
 
 def published_class_names(network: nn.Module) -> tuple[str, ...] | None:
-    """Return the names of a network's outputs, where it publishes them.
+    """Return the names of a network's outputs as published: ImageNet's are its WordNet ids.
 
     Example:
-        >>> published_class_names(create_network("cifar_resnet20"))[:2]
-        ('airplane', 'automobile')
+        >>> published_class_names(create_network("torchvision:resnet18"))[0]
+        'n01440764'
+        >>> published_class_names(create_network("resnet18", num_classes=7))
     """
-    config = getattr(network, "pretrained_cfg", None) or {}
-    names = config.get("label_names")
-    if not names or len(names) != getattr(network, "num_classes", None):
+    config = getattr(network, "pretrained_cfg", None) or {"num_classes": 1000}
+    classes = count_classes(network)
+    if config.get("num_classes") != classes:
         return None
-    return tuple(names)
+    if names := config.get("label_names"):
+        return tuple(names) if len(names) == classes else None
+    subset = infer_imagenet_subset(config)
+    return tuple(ImageNetInfo(subset).label_names()) if subset else None
 
 
-def read_class_names(path: str | Path, count: int) -> tuple[str, ...]:
-    """Read class names from a text file, one a line.
-
-    Raises:
-        UserError: The file is missing, or has another number of names than ``count``.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"class names {path}: no such file; expected a text file, a name a line")
-    lines = path.read_text(errors="replace").splitlines()
-    names = tuple(line.strip() for line in lines if line.strip())
-    if len(set(names)) != count:
-        raise UserError(
-            f"class names {path} has {len(set(names))} names, the network {count} outputs: "
-            "expected a name for each, all different"
-        )
-    return names
+def _resolve(name: str) -> tuple[str, dict[str, Any]]:
+    """Turn a name on a hub or of a folder into the architecture there and its options."""
+    if name.startswith(_HF_HUB):
+        _, architecture, options = load_model_config_from_hf(name.partition(":")[2])
+        return architecture, dict(options)
+    if name.startswith(_LOCAL_DIR):
+        config = json.loads((Path(name.removeprefix(_LOCAL_DIR)) / "config.json").read_text())
+        return config["architecture"], config.get("model_args") or {}
+    return name, {}
 
 
-def _torchvision(name: str, pretrained: bool, num_classes: int | None) -> nn.Module:
-    name = name.removeprefix(TORCHVISION)
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        raise _unknown(TORCHVISION + name)
-    network = cast(
-        nn.Module, torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
-    )
+def _check_timm(name: str, pretrained: bool) -> None:
+    if name.startswith((*_HF_HUB, _LOCAL_DIR)):
+        return
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise _unknown(name)
+    published = published_weights(architecture)
+    if pretrained and not published:
+        raise UserError(f"network {name!r} has no published weights: give your own with --weights")
+    if pretrained and tag and tag not in published:
+        raise UserError(f"no weights {tag!r} of {architecture}: expected {', '.join(published)}")
+
+
+def _torchvision_weights(name: str, *, default: bool) -> tuple[str, Any]:
+    """The architecture, and the weights that the name says, or the best ones, or None."""
+    architecture, _, tag = name.removeprefix(TORCHVISION).partition(".")
+    if architecture not in torchvision.models.list_models(module=torchvision.models):
+        raise _unknown(name)
+    weights = torchvision.models.get_model_weights(architecture)
+    if tag and tag not in weights.__members__:
+        names = ", ".join(weights.__members__)
+        raise UserError(f"no weights {tag!r} of {TORCHVISION}{architecture}: expected {names}")
+    return architecture, weights[tag] if tag else weights.DEFAULT if default else None
+
+
+def _build_torchvision(name: str, pretrained: bool, num_classes: int | None) -> nn.Module:
+    architecture, weights = _torchvision_weights(name, default=True)
+    chosen = weights if pretrained else None
+    network: nn.Module = torchvision.models.get_model(architecture, weights=chosen)
     if num_classes is not None:
         network.fc = nn.Linear(cast(nn.Linear, network.fc).in_features, num_classes)
     return network
 
 
 def _unknown(name: str) -> UserError:
+    prefix, colon, _ = name.partition(":")
+    if colon and f"{prefix}:" != TORCHVISION:
+        return UserError(
+            f"network {name!r}: {prefix!r} is no library; expected torchvision:, hf-hub:, "
+            "local-dir:, or no prefix for timm's networks and ours"
+        )
     near = difflib.get_close_matches(name, list_networks(), n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "`aigtool models` lists the names"
     return UserError(f"no network is called {name!r}; {hint}")
-
-
-def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load a checkpoint into a network, every key of it.
-
-    Args:
-        network: The architecture that the weights belong to.
-        path: ``.safetensors``, or what ``torch.save`` wrote, read with ``weights_only=True``: a
-            state dict, or a dict with one under ``state_dict`` or ``model``. The prefixes
-            ``module.`` and ``_orig_mod.`` are taken off.
-
-    Raises:
-        UserError: The file is missing, empty or no checkpoint, would run code, or its keys or
-            shapes are not the network's.
-    """
-    path = Path(path)
-    state = _state_dict(path)
-    own = network.state_dict()
-    problems = [
-        # Checkpoints from before PyTorch 0.4.1 lack the counter; loading fills it in.
-        *(
-            f"missing {key}"
-            for key in own
-            if key not in state and not key.endswith("num_batches_tracked")
-        ),
-        *(f"unexpected {key}" for key in state if key not in own),
-        *(
-            f"{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-            for key in own
-            if key in state and state[key].shape != own[key].shape
-        ),
-    ]
-    if problems:
-        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" * (len(problems) > 4))
-        raise UserError(
-            f"weights {path} are of another architecture or number of classes: {shown}; "
-            "choose the network they were trained as"
-        )
-    network.load_state_dict(state)
-
-
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"weights {path}: no such file; check the path")
-    if path.stat().st_size == 0:
-        raise UserError(f"weights {path}: the file is empty; fetch it again")
-    try:
-        if path.suffix == ".safetensors":
-            loaded: Any = safetensors.torch.load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # the error below says it
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"weights {path} cannot be read safely: they are no checkpoint, or hold more than "
-            "tensors and plain values, and reading that could run code; save the state dict alone"
-        ) from error
-    # What torch.load raises on a file of another kind depends on the file's first bytes.
-    except Exception as error:
-        raise UserError(
-            f"weights {path}: not a checkpoint, or cut short; expected .safetensors, or a state "
-            "dict that torch.save wrote"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if (
-        not isinstance(loaded, Mapping)
-        or not loaded
-        or not all(isinstance(value, Tensor) for value in loaded.values())
-    ):
-        raise UserError(f"weights {path}: no state dict in it; expected names with tensors")
-    state = {str(key): value for key, value in loaded.items()}
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state

@@ -28,6 +28,7 @@ def workplace(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     network = create_network("cifar_resnet20", num_classes=3)
     names = ("blue", "green", "red")
     spec = InputSpec.of(network)
+    torch.save(network.state_dict(), "three.th")
     save_model("dense.st", network, Description("cifar_resnet20", 3, names, spec))
     save_model("m.safetensors", convert(network), Description("cifar_resnet20", 3, names, spec))
     ten = Description("cifar_resnet20", 10, None, spec)
@@ -36,6 +37,7 @@ def workplace(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("text.th").write_text("no checkpoint")
     Path("code.th").write_bytes(pickle.dumps(Malicious()))
     torch.save(create_network("cifar_resnet32").state_dict(), "r32.th")
+    Path("cut.th").write_bytes(Path("three.th").read_bytes()[:-5000])
     Path("nothing").mkdir()
     for folder in ("one/only", "others/cat", "others/dog", "broken/blue", "broken/red"):
         Path(folder).mkdir(parents=True)
@@ -59,6 +61,37 @@ CASES = {
     "no checkpoint": ([*CIFAR20, "--weights", "text.th"], "no checkpoint"),
     "code": ([*CIFAR20, "--weights", "code.th"], "could run code"),
     "other architecture": ([*CIFAR20, "--weights", "r32.th"], "unexpected layer1.3.conv1.weight"),
+    "weights of other classes": (
+        [*CIFAR20, "--weights", "three.th"],
+        "3 classes, the network for 10: pass --num-classes 3",
+    ),
+    "cut weights": ([*CIFAR20, "--weights", "cut.th"], "cut short"),
+    "ema without weights": ([*CIFAR20, "--use-ema"], "without --weights"),
+    "no ema": ([*CIFAR20, "--weights", "three.th", "--use-ema"], "no averaged weights"),
+    "nothing published": ([*CIFAR20, "--pretrained"], "no published weights"),
+    "no network connection": (
+        ["convert", "resnet18", "--pretrained", "--out", "out.safetensors"],
+        "fetch them elsewhere and give the file with --weights",
+    ),
+    "no such hub entry": (["convert", "hf-hub:timm/zzz", "--out", "o.st"], "could not be built"),
+    "no such folder": (["convert", "local-dir:zzz", "--out", "o.st"], "could not be built"),
+    "no such library": (["convert", "keras:resnet50"], "'keras' is no library"),
+    "no such tag": (["convert", "resnet50.zzz", "--pretrained"], "no weights 'zzz'"),
+    "ungated nothing": ([*CIFAR20, "--ungated", "layer9.*"], "matches no block"),
+    "ungated too many": ([*CIFAR20, "--ungated", "first:10"], "from 1 to 9"),
+    "ungated all": ([*CIFAR20, "--ungated", "last:9"], "no block is left to gate"),
+    "targets too few": ([*CIFAR20, "--targets", "0.5,1"], "2 targets given for 9"),
+    "targets of another network": ([*CIFAR20, "--targets", "resnet50-eccv"], "16 targets given"),
+    "targets no numbers": ([*CIFAR20, "--targets", "a,b"], "target 'a': expected rates"),
+    "target over 1": ([*CIFAR20, "--targets", "resnet50-eccv:7"], "target 7"),
+    "strip with weights": (
+        ["convert", "m.safetensors", "--strip", "--weights", "r32.th"],
+        "--weights was given with --strip",
+    ),
+    "strip without gates": (["convert", "dense.st", "--strip"], "nothing to strip"),
+    "strip a name": (["convert", "resnet18", "--strip"], "no such file"),
+    "no residual block": (["convert", "vgg11", "--out", "o.st"], "looked for a module"),
+    "models none": (["models", "zzz*"], "no network matches"),
     "weights twice": ([*CIFAR20, "--weights", "r32.th", "--pretrained"], "expected one of them"),
     "no classes": ([*CIFAR20, "--num-classes", "0"], "--num-classes"),
     "no gate width": ([*CIFAR20, "--gate-width", "0"], "--gate-width"),

@@ -1,19 +1,23 @@
-import os
-import pickle
+import json
+import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-import safetensors.torch
+import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from aigtool.conversion import convert, gate_policy
+from aigtool.discovery import find_blocks
 from aigtool.errors import UserError
+from aigtool.models.files import load_model, save_model
+from aigtool.models.origin import create_model
 from aigtool.models.zoo import (
     count_classes,
     create_network,
+    describe,
     list_networks,
-    load_weights,
+    look_up,
     published_class_names,
     published_weights,
 )
@@ -57,7 +61,7 @@ def test_number_of_classes() -> None:
         ("cifar_resnet57", "cifar_resnet56"),
         ("torchvision:resnet51", "torchvision:resnet50"),
         ("zzz", "aigtool models"),
-        ("pytorch:resnet50", "torchvision:resnet50"),
+        ("pytorch:resnet50", "'pytorch' is no library; expected torchvision:"),
     ],
 )
 def test_an_unknown_name_is_told_with_near_ones(name: str, near: str) -> None:
@@ -70,77 +74,72 @@ def test_published_weights_without_a_network_end_in_one_line() -> None:
         create_network("resnet18.a1_in1k", pretrained=True)
 
 
-def wrap_state(state: dict[str, Tensor]) -> dict[str, Any]:
-    return {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}
-
-
-@pytest.mark.parametrize("form", ["plain.pth", "wrapped.th", "model.pt", "plain.safetensors"])
-def test_every_form_of_checkpoint_loads(form: str, tmp_path: Path) -> None:
-    source, target = create_network("cifar_resnet20"), create_network("cifar_resnet20")
-    path = tmp_path / form
-    state = source.state_dict()
-    if form.endswith(".safetensors"):
-        safetensors.torch.save_file(state, path)
-    else:
-        wrapped = {
-            "plain.pth": state,
-            "wrapped.th": wrap_state(state),
-            "model.pt": {"model": state},
-        }
-        torch.save(wrapped[form], path)
-    load_weights(target, path)
-    for key, value in target.state_dict().items():
-        assert torch.equal(value, state[key])
-
-
-class Malicious:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("owned",)
-
-
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "message"),
     [
-        ("missing.pth", None, "no such file"),
-        ("empty.pth", b"", "is empty"),
-        ("text.pth", b"hello, this is no checkpoint", "not a checkpoint"),
-        ("prose.pth", b"a text file", "not a checkpoint"),
-        ("table.pth", b"epoch,loss\n1,0.5\n", "not a checkpoint"),
-        ("text.safetensors", b"hello, this is no checkpoint", "not a checkpoint"),
-        ("code.pth", pickle.dumps(Malicious()), "could run code"),
-        ("code.pt", Malicious(), "could run code"),
-        ("list.pth", [1, 2], "no state dict"),
-        ("nested.pth", {"state_dict": {"a": 1}}, "no state dict"),
+        ("resnet50.zzz", "no weights 'zzz' of resnet50: expected a1_in1k"),
+        ("torchvision:resnet18.V9", "no weights 'V9' of torchvision:resnet18: .* IMAGENET1K_V1"),
+        ("cifar_resnet20", "no published weights: give your own with --weights"),
+        ("local-dir:nowhere", "'local-dir:nowhere' could not be built"),
     ],
 )
-def test_what_is_no_checkpoint_is_told_and_runs_nothing(
-    name: str, content: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / name
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        torch.save(content, path)
+def test_published_weights_that_there_are_not(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load_weights(create_network("cifar_resnet20"), path)
-    assert not (tmp_path / "owned").exists()
+        create_network(name, pretrained=True)
 
 
-def test_a_cut_checkpoint_is_told(tmp_path: Path) -> None:
-    network = create_network("cifar_resnet20")
-    path = tmp_path / "cut.pth"
-    torch.save(network.state_dict(), path)
-    path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(UserError, match="cut short"):
-        load_weights(network, path)
+def test_torchvisions_weights_bring_their_input() -> None:
+    name = "torchvision:resnet50.IMAGENET1K_V2"
+    description = describe(name, create_network(name))
+    assert description.source == name
+    assert description.input.crop_pct == pytest.approx(224 / 232)
+    assert description.input.interpolation == "bilinear"
+    assert description.class_names is not None
+    assert description.class_names[0] == "n01440764"
+    plain = "torchvision:resnet50"
+    assert describe(plain, create_network(plain)).input.crop_pct == 0.875
+    best = describe(plain, create_network(plain), pretrained=True)
+    assert best.source == name
 
 
-def test_another_architecture_is_told_key_by_key(tmp_path: Path) -> None:
-    path = tmp_path / "r32.pth"
-    torch.save(create_network("cifar_resnet32").state_dict(), path)
-    with pytest.raises(UserError, match=r"unexpected layer1\.3\.conv1\.weight"):
-        load_weights(create_network("cifar_resnet20"), path)
-    torch.save(create_network("cifar_resnet20", num_classes=7).state_dict(), path)
-    with pytest.raises(UserError, match=r"linear\.weight is \(7, 64\), expected \(10, 64\)"):
-        load_weights(create_network("cifar_resnet20"), path)
+def test_class_names_go_with_published_outputs_alone() -> None:
+    names = published_class_names(create_network("resnet18"))
+    assert names is not None
+    assert len(names) == 1000
+    assert published_class_names(create_network("resnet18", num_classes=10)) is None
+    assert published_class_names(create_network("torchvision:resnet18", num_classes=10)) is None
+
+
+def test_a_folder_of_timms_becomes_an_architecture_with_options(tmp_path: Path) -> None:
+    """What ``timm.models.save_for_hf`` writes; the model file then needs the folder no more."""
+    folder = tmp_path / "own"
+    source = timm.create_model("resnet18", num_classes=3, stem_width=16, stem_type="deep")
+    timm.models.save_for_hf(source, folder, {"label_names": ["a", "b", "c"]})
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"] = {"stem_width": 16, "stem_type": "deep"}
+    (folder / "config.json").write_text(json.dumps(config))
+    name = f"local-dir:{folder}"
+    model, loaded = create_model(name, pretrained=True)
+    assert loaded.origin == "published"
+    assert model.description.source == "resnet18"
+    assert model.description.options == {"stem_width": 16, "stem_type": "deep"}
+    assert model.description.class_names == ("a", "b", "c")
+    path = tmp_path / "m.safetensors"
+    save_model(path, convert(model.network), model.description)
+    shutil.rmtree(folder)
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad(), gate_policy(reloaded := load_model(path).network, "open"):
+        assert torch.equal(reloaded(x), source.eval()(x))
+
+
+def test_no_option_of_a_model_file_reads_another_file() -> None:
+    with pytest.raises(UserError, match="'checkpoint_path' of 'resnet18' would load a file"):
+        create_network("resnet18", options={"checkpoint_path": "evil.pth"})
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "torchvision:resnet18"])
+def test_facts_of_a_network_need_no_weights(name: str) -> None:
+    facts = look_up(name)
+    network = create_network(name)
+    assert facts.params == sum(parameter.numel() for parameter in network.parameters())
+    assert (facts.blocks, facts.problem) == (len(find_blocks(network).blocks), None)
