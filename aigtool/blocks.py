@@ -13,6 +13,7 @@ from aigtool.gates import Decision, Gate
 from aigtool.modes import in_mode
 
 _ADDITIONS: frozenset[Any] = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
+_IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod"})
 _ABOUT: frozenset[Any] = frozenset({"shape", "dtype", "device", "ndim", "size", "dim", "numel"})
 """Attributes and methods that ask about a tensor, not for its numbers."""
 _TUPLES: frozenset[Any] = frozenset({torch.chunk, torch.split, torch.unbind})
@@ -91,6 +92,8 @@ def split(block: nn.Module, shortcut: str | None = None) -> Split:
         True
     """
     graph = _trace(block)
+    as_traced = str(graph)
+    written = _thread_writes(block, graph)
     order = {node: position for position, node in enumerate(graph.nodes)}
     x = next(node for node in order if node.op == "placeholder" and node.users)
     addition, output = _last_addition(block, graph)
@@ -105,14 +108,18 @@ def split(block: nn.Module, shortcut: str | None = None) -> Split:
     if taken := [name for name in _OWN if hasattr(block, name)]:
         raise UnsplittableBlockError(f"it already has an attribute called {taken[0]}")
     with in_mode(block, training=not block.training):
-        if str(graph) != str(_trace(block)):
+        if as_traced != str(_trace(block)):
             raise UnsplittableBlockError(
                 "it reads self.training, which a trace fixes; let a module such as nn.Dropout do so"
             )
+    if any(_is_layer(node) or node in written.values() for node in order if not node.users):
+        raise UnsplittableBlockError("it calls a layer, or writes in place, for its effect alone")
     inputs = {
         addend: sorted(_starts(addend, shared, data - behind[addend]), key=order.__getitem__)
         for addend in behind
     }
+    if any(before in starts for before in written for starts in inputs.values()):
+        raise UnsplittableBlockError("a branch reads a value that is then written to in place")
     return Split(
         head=_function([x], (tuple(inputs[apart]), tuple(inputs[along])), order),
         residual=_function(inputs[apart], apart, order),
@@ -138,6 +145,34 @@ def _trace(block: nn.Module) -> fx.Graph:
     if sum(node.op == "placeholder" and bool(node.users) for node in graph.nodes) != 1:
         raise NotResidualError("it takes more or fewer than one input")
     return graph
+
+
+def _thread_writes(block: nn.Module, graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Let all that follows a write in place read its result, as it reads the same memory.
+
+    Returns:
+        What was written to, and by which node last.
+    """
+    written: dict[fx.Node, fx.Node] = {}
+    earlier: set[fx.Node] = set()
+    for node in graph.nodes:
+        earlier.add(node)
+        if _writes_in_place(block, node) and isinstance(target := node.args[0], fx.Node):
+            target.replace_all_uses_with(node, lambda user: user not in earlier)
+            written[target] = node
+    return written
+
+
+def _writes_in_place(block: nn.Module, node: fx.Node) -> bool:
+    if _is_layer(node):
+        layer = block.get_submodule(str(node.target))
+        is_leaf = not any(True for _ in layer.children())
+        return is_leaf and getattr(layer, "inplace", False) is True
+    if node.op == "call_method":
+        return str(node.target).endswith("_")
+    name = str(getattr(node.target, "__name__", ""))
+    is_operator = getattr(node.target, "__module__", "") == "_operator" and name in _IN_PLACE
+    return is_operator or name.endswith("_") or node.kwargs.get("inplace") is True
 
 
 def _last_addition(block: nn.Module, graph: fx.Graph) -> tuple[fx.Node, fx.Node]:

@@ -1,6 +1,6 @@
 """Find the residual blocks of a network, and rehearse each of them without data."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -96,7 +96,11 @@ def find_blocks(
             f"shortcut of {unknown[0]!r}: no residual block has this name; expected one of "
             f"{', '.join(found) or 'none'}"
         )
-    facts = _rehearse(network, splits, input_size or _input_size(network)) if splits else {}
+    size = input_size or _input_size(network)
+    facts: dict[str, ResidualBlock | UnsplittableBlockError] = {}
+    if splits:
+        facts = _rehearse(network, splits, size, (_run_on_meta, _run))
+        facts |= _channels_last(network, splits, size, facts)
     return Discovery(
         blocks={name: fact for name, fact in facts.items() if isinstance(fact, ResidualBlock)},
         refused={
@@ -145,12 +149,37 @@ def _input_size(network: nn.Module) -> tuple[int, int, int]:
     return (getattr(next(convolutions, None), "in_channels", 3), 224, 224)
 
 
+def _channels_last(
+    network: nn.Module,
+    splits: Mapping[str, Split],
+    input_size: tuple[int, int, int],
+    facts: Mapping[str, ResidualBlock | UnsplittableBlockError],
+) -> dict[str, ResidualBlock | UnsplittableBlockError]:
+    """Refuse blocks of (N, H, W, C): what was taken for their channels grows with the image."""
+    channels, *sides = input_size
+    larger = (channels, *(side + 32 for side in sides))
+    try:
+        again = _rehearse(network, splits, larger, (_run_on_meta,))
+    except UserError:  # A network for one size; those of the field have (N, C, H, W).
+        return {}
+    error = UnsplittableBlockError("its feature maps are not (N, C, H, W)")
+    blocks = {name: fact for name, fact in facts.items() if isinstance(fact, ResidualBlock)}
+    return {
+        name: error
+        for name, block in blocks.items()
+        if isinstance(grown := again[name], ResidualBlock) and grown.channels != block.channels
+    }
+
+
 def _rehearse(
-    network: nn.Module, splits: Mapping[str, Split], input_size: tuple[int, int, int]
+    network: nn.Module,
+    splits: Mapping[str, Split],
+    input_size: tuple[int, ...],
+    runs: Sequence[Callable[[nn.Module, tuple[int, ...]], None]],
 ) -> dict[str, ResidualBlock | UnsplittableBlockError]:
     """Run the network; for each block, what it is or why it cannot be gated.
 
-    The run is on the meta device, or with numbers where the network's own way depends on them.
+    The first of ``runs`` in which every block takes part counts.
     """
     facts: dict[str, ResidualBlock | UnsplittableBlockError] = {}
 
@@ -177,7 +206,7 @@ def _rehearse(
         stack.enter_context(in_mode(network, training=False))
         stack.enter_context(torch.inference_mode(False))  # where versions are not counted
         stack.enter_context(torch.no_grad())
-        for run in (_run_on_meta, _run):
+        for run in runs:
             facts.clear()
             try:
                 run(network, input_size)
@@ -198,7 +227,7 @@ def _rehearse(
     return facts | dict.fromkeys(unseen, idle)
 
 
-def _run_on_meta(network: nn.Module, input_size: tuple[int, int, int]) -> None:
+def _run_on_meta(network: nn.Module, input_size: tuple[int, ...]) -> None:
     state = chain(network.named_parameters(), network.named_buffers())
     weights = {name: tensor.detach().to("meta") for name, tensor in state}
     dtype = next(network.parameters()).dtype
@@ -206,7 +235,8 @@ def _run_on_meta(network: nn.Module, input_size: tuple[int, int, int]) -> None:
         functional_call(network, weights, torch.empty(2, *input_size, dtype=dtype))
 
 
-def _run(network: nn.Module, input_size: tuple[int, int, int]) -> None:
+def _run(network: nn.Module, input_size: tuple[int, ...]) -> None:
+    """With numbers, on which a network's own way may depend."""
     network(next(network.parameters()).new_zeros(2, *input_size))
 
 

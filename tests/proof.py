@@ -137,9 +137,15 @@ def enliven(network: nn.Module, size: int = 64) -> nn.Module:
     for name, parameter in network.named_parameters():
         if (parameter.ndim <= 1 and not name.endswith("bias")) or name.endswith("gain"):
             nn.init.uniform_(parameter, 0.5, 1.5)
+    norms = [m for m in network.modules() if getattr(m, "running_var", None) is not None]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
     network.train()
     with torch.no_grad():
         network(torch.randn(8, 3, size, size))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     return network.eval()
 
 

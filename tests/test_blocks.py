@@ -41,6 +41,18 @@ class InPlace(nn.Module):
         return self.act(out)
 
 
+class WritesUnread(InPlace):
+    """Two writes whose results are not read, but their targets are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.relu_()
+        out = self.conv2(self.conv1(x))
+        out.mul_(self.gain)
+        self.act(out)
+        out += x
+        return out
+
+
 BLOCKS = {"pre-activation": PreActivation, "in-place": InPlace}
 
 
@@ -59,6 +71,15 @@ def test_open_is_the_block_and_closed_its_shortcut(kind: type[nn.Module]) -> Non
     gated_block.gate.policy = "closed"
     shortcut = block.shortcut(block.norm(x).relu()) if kind is PreActivation else x.relu()
     torch.testing.assert_close(gated_block(x.clone()), shortcut, rtol=0, atol=0)
+
+
+def test_a_write_in_place_is_not_lost() -> None:
+    block, gated_block = gated(WritesUnread)
+    x = torch.randn(3, 4, 5, 5)
+    gated_block.gate.policy = "open"
+    torch.testing.assert_close(gated_block(x.clone()), block(x.clone()), rtol=0, atol=0)
+    gated_block.gate.policy = "closed"
+    assert torch.equal(gated_block(x.clone()), x.relu())
 
 
 @pytest.mark.parametrize("kind", BLOCKS.values(), ids=BLOCKS)
@@ -190,6 +211,22 @@ class ReadsTraining(InPlace):
         return nn.functional.dropout(self.conv1(x), training=self.training) + x
 
 
+class ActsForEffect(InPlace):
+    """What it writes goes unread but through another view of the same memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv1(x)
+        out[:, 0].mul_(2)
+        return out + x
+
+
+class ReadsBeforeTheWrite(InPlace):
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.conv1(x)
+        x.relu_()
+        return self.conv2(before + x) + x
+
+
 class AsksTheOther(InPlace):
     """Its shortcut needs the residual's size, and so the residual."""
 
@@ -204,6 +241,8 @@ class AsksTheOther(InPlace):
         (Tie, "1 parametrised layers each"),
         (OwnGate, "attribute called gate"),
         (ReadsTraining, r"reads self\.training"),
+        (ActsForEffect, "for its effect alone"),
+        (ReadsBeforeTheWrite, "then written to in place"),
         (AsksTheOther, "needs a value inside the other"),
     ],
 )

@@ -30,11 +30,6 @@ class Tie(nn.Module):
         return self.left(x) + self.right(x)
 
 
-class WritesIntoTheShortcut(Block):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x.relu_()) + x
-
-
 class LayerWritesIntoTheShortcut(Block):
     """The write hides in a layer, behind a view."""
 
@@ -46,9 +41,13 @@ class LayerWritesIntoTheShortcut(Block):
         return self.layers(x[:]) + x
 
 
-class WritesIntoTheResidual(Block):
+class LayerWritesIntoTheResidual(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shortcut = nn.Sequential(nn.Identity(), nn.ReLU(inplace=True))
+
     def forward(self, x: Tensor) -> Tensor:
-        return x.relu_() + self.conv(x)
+        return self.conv(x) + self.shortcut(x)
 
 
 class Broadcasts(Block):
@@ -71,6 +70,15 @@ class Tokens(nn.Module):
         return x + self.fc(x)
 
 
+class ChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(Tokens())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x.permute(0, 2, 3, 1))
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -87,20 +95,15 @@ class Idle(Twice):
 
 REFUSED = {
     "tie": (nn.Sequential(Tie(), Block()), "0", "1 parametrised layers each"),
-    "write into the shortcut": (
-        nn.Sequential(WritesIntoTheShortcut(), Block()),
-        "0",
-        "residual writes in place",
-    ),
     "write in a layer": (
         nn.Sequential(LayerWritesIntoTheShortcut(), Block()),
         "0",
         "residual writes in place",
     ),
-    "write into the residual": (
-        nn.Sequential(WritesIntoTheResidual(), Block()),
+    "write in a layer of the shortcut": (
+        nn.Sequential(LayerWritesIntoTheResidual(), Block()),
         "0",
-        "residual writes in place|shortcut writes in place",
+        "shortcut writes in place",
     ),
     "broadcast": (nn.Sequential(Broadcasts(), Block()), "0", "branches have the shapes"),
     "folded images": (nn.Sequential(FoldsImages(), Block()), "0", "an entry an image"),
@@ -158,6 +161,12 @@ class Branching(Block):
         if x.sum() > 0:
             return x
         return super().forward(x)
+
+
+def test_feature_maps_with_the_channels_last_are_refused() -> None:
+    found = find_blocks(ChannelsLast(), input_size=(4, 4, 4))
+    assert found.blocks == {}
+    assert found.refused == {"block.0": "its feature maps are not (N, C, H, W)"}
 
 
 def test_what_cannot_be_traced_is_named_where_it_may_be_a_block() -> None:
