@@ -89,7 +89,7 @@ def find_blocks(
         (['layer1.0', 'layer1.1', 'layer2.0'], 64, True)
     """
     shortcuts = shortcuts or {}
-    found = _candidates(network, "", shortcuts)
+    found = find_splits(network, shortcuts)
     splits = {name: parts for name, parts in found.items() if isinstance(parts, Split)}
     if unknown := [name for name in shortcuts if name not in found]:
         raise UserError(
@@ -116,11 +116,23 @@ def find_blocks(
     )
 
 
-def _candidates(
-    parent: nn.Module, prefix: str, shortcuts: Mapping[str, str]
+def find_splits(
+    network: nn.Module, shortcuts: Mapping[str, str] | None = None, prefix: str = ""
 ) -> dict[str, Split | NotResidualError]:
+    """Find what looks like a residual block, without a rehearsal.
+
+    Args:
+        network: As for ``find_blocks``.
+        shortcuts: As for ``find_blocks``.
+        prefix: Of every name.
+
+    Returns:
+        By name, the block's parts, or why it cannot be gated, or why it cannot be told whether it
+        is a block.
+    """
+    shortcuts = shortcuts or {}
     found: dict[str, Split | NotResidualError] = {}
-    for child_name, child in parent.named_children():
+    for child_name, child in network.named_children():
         name = prefix + child_name
         if isinstance(child, GatedBlock):
             found[name] = child.parts
@@ -130,7 +142,7 @@ def _candidates(
         except UnsplittableBlockError as error:
             found[name] = error
         except NotResidualError as error:
-            inside = _candidates(child, f"{name}.", shortcuts)
+            inside = find_splits(child, shortcuts, f"{name}.")
             found |= inside
             if isinstance(error, UntraceableError) and not inside and _has_convolution(child):
                 found[name] = error

@@ -16,7 +16,8 @@ from timm.models import get_arch_pretrained_cfgs, load_model_config_from_hf
 from torch import nn
 
 import aigtool.models.cifar_resnet  # noqa: F401 (registers its networks with timm)
-from aigtool.discovery import find_blocks
+from aigtool.blocks import Split, UnsplittableBlockError
+from aigtool.discovery import find_splits
 from aigtool.errors import UserError
 from aigtool.models.description import Description, InputSpec
 
@@ -181,16 +182,16 @@ def look_up(name: str) -> NetworkFacts:
     """
     with torch.device("meta"):
         network = create_network(name)
-    found = find_blocks(network)
-    problems = [f"{block}: {reason}" for block, reason in found.refused.items()]
-    if not found.blocks:
-        problems.append("no residual block found")
+    found = find_splits(network)
+    refused = {n: e for n, e in found.items() if isinstance(e, UnsplittableBlockError)}
+    blocks = sum(isinstance(parts, Split) for parts in found.values())
+    problems = [f"{block}: {reason}" for block, reason in refused.items()]
     return NetworkFacts(
         name=name,
-        blocks=len(found.blocks),
+        blocks=blocks,
         params=sum(parameter.numel() for parameter in network.parameters()),
         input_size=InputSpec.of(network).size,
-        problem="; ".join(problems) or None,
+        problem="; ".join(problems) or (None if blocks else "no residual block found"),
     )
 
 

@@ -1,0 +1,61 @@
+"""One network of each kind of block: class of the block, and layers of its shortcut."""
+
+import pytest
+
+from aigtool.models.zoo import create_network
+from tests.proof import count_blocks_in_source, kinds_of, prove
+
+NETWORKS = (
+    "botnet26t_256",
+    "cifar_resnet20",
+    "ecaresnext26t_32x4d",
+    "lambda_resnet26t",
+    "legacy_seresnet18",
+    "legacy_seresnet50",
+    "legacy_seresnext26_32x4d",
+    "nf_resnet26",
+    "res2net50d",
+    "resnest26d",
+    "resnet18",
+    "resnet50_clip_gap",
+    "resnet50_gn",
+    "resnet61q",
+    "resnetblur50",
+    "resnetv2_18",
+    "resnetv2_18d",
+    "resnetv2_50d_evos",
+    "resnetv2_50t",
+    "resnetv2_50x1_bit",
+    "skresnet18",
+    "skresnet50d",
+    "test_resnet",
+    "torchvision:resnet18",
+    "torchvision:resnext50_32x4d",
+    "tresnet_m",
+    "tresnet_v2_l",
+)
+"""They have every kind that the family has, which ``test_coverage.py`` checks."""
+
+BESIDES = ("dm_nfnet_f0", "resnet50_clip", "regnety_002", "convnext_atto")
+"""Others whose blocks were hard: a write in place whose result goes unread, attention pooling,
+and other families."""
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_of_each_kind_converts_exactly(name: str) -> None:
+    proof = prove(name)
+    assert proof.holds, proof
+    assert proof.gates == count_blocks_in_source(name)
+
+
+@pytest.mark.parametrize("name", BESIDES)
+def test_others_convert_exactly_too(name: str) -> None:
+    proof = prove(name)
+    assert proof.holds, proof
+
+
+def test_a_kind_tells_class_and_shortcut() -> None:
+    assert kinds_of(create_network("torchvision:resnet18")) == {
+        "torchvision.resnet.BasicBlock, shortcut identity",
+        "torchvision.resnet.BasicBlock, shortcut Conv2d + BatchNorm2d",
+    }
