@@ -117,7 +117,7 @@ def _check_found(network: nn.Module, found: Discovery, skip_unsplittable: bool) 
         if not skip_unsplittable:
             raise UserError(
                 f"{problem}; mend them, or gate the other {len(found.blocks)} alone with "
-                "skip_unsplittable"
+                "--skip-unsplittable (from Python, skip_unsplittable=True)"
             )
         warnings.warn(problem, stacklevel=3)
     if found.blocks and untraced:

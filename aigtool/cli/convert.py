@@ -177,7 +177,8 @@ def convert(
             input_size=description.input.size,
         )
         counts = count_flops(network, description.input.size)
-        save_model(target, network, description.after("convert", weights=loaded.origin))
+        step = {"weights": loaded.origin} | ({"new_classifier": True} if loaded.fresh else {})
+        save_model(target, network, description.after("convert", **step))
     for warning in warned:
         warn(str(warning.message))
     if loaded.origin == "random":

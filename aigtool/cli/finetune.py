@@ -97,13 +97,14 @@ def finetune(
         ),
     ] = 30.0,
     distill: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--distill",
-            help="Weight, 0 to 1, of learning from the network before gating.",
+            help="Weight, 0 to 1, of learning from the network before gating; by default 0.5, or "
+            "0 where its classifier is new and there is nothing to learn from.",
             rich_help_panel=_RECIPE,
         ),
-    ] = 0.5,
+    ] = None,
     noise_hold: Annotated[
         float,
         typer.Option(
@@ -166,7 +167,7 @@ def finetune(
         sched=sched,
         warmup_epochs=warmup_epochs,
         noise_hold=noise_hold,
-        distill=distill,
+        distill=0.5 if distill is None else distill,
         seed=seed,
         workers=workers,
     )
@@ -195,6 +196,9 @@ def finetune(
         images = replace(images, train=images.train.limited(limit))
         kind, reference = open_reference(loaded, model, dense)
         teacher = reference.network if kind == "dense" else None
+    if distill is None and teacher is None and loaded.description.new_classifier:
+        config = replace(config, distill=0.0)
+        note("the classifier is new, so nothing is learnt from the network before gating")
     note(f"data: {data}, {len(images.train)} images to train on, {len(images.val)} to validate on")
     _tell_before(ready(reference, where), images, kind, batch_size, workers)
     with training_progress(config, len(images.train)) as (on_step, on_epoch):

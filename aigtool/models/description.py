@@ -114,6 +114,11 @@ class Description:
             shortcuts=named_shortcuts(network),
         )
 
+    @property
+    def new_classifier(self) -> bool:
+        """Whether the classifier was built anew and has not been trained since."""
+        return bool(self.history) and bool(self.history[-1].get("new_classifier"))
+
     def after(self, step: str, **details: Any) -> "Description":
         """Return a copy whose history has one more step.
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from aigtool.errors import UserError
 from aigtool.models.files import Model
-from aigtool.models.weights import LoadedWeights, load_weights
-from aigtool.models.zoo import create_network, describe
+from aigtool.models.weights import LoadedWeights, classifier_name, load_weights
+from aigtool.models.zoo import count_classes, count_published_classes, create_network, describe
 
 
 def create_model(
@@ -41,7 +41,10 @@ def create_model(
         (10, 'random')
     """
     network = create_network(name, pretrained=pretrained, num_classes=num_classes)
-    loaded = LoadedWeights("published" if pretrained else "random")
+    loaded = LoadedWeights("random")
+    if pretrained:
+        is_new = count_classes(network) != count_published_classes(network)
+        loaded = LoadedWeights("published", fresh=classifier_name(network) if is_new else None)
     if weights is not None:
         loaded = load_weights(
             network, weights, use_ema=use_ema, new_classes=num_classes is not None

@@ -120,7 +120,7 @@ def create_network(
         )
         raise UserError(
             f"network {name!r} could not be built{' with its published weights' * pretrained}: "
-            f"{error}{advice * pretrained}"
+            f"{str(error).rstrip('.')}{advice * pretrained}"
         ) from error
 
 
@@ -227,6 +227,18 @@ def count_classes(network: nn.Module) -> int:
     return linear[-1].out_features
 
 
+def count_published_classes(network: nn.Module) -> int | None:
+    """Return how many classes the published weights of a network are for, if that is known.
+
+    Example:
+        >>> count_published_classes(create_network("resnet18", num_classes=7))
+        1000
+    """
+    config = getattr(network, "pretrained_cfg", None) or {"num_classes": 1000}
+    count: int | None = config.get("num_classes")
+    return count
+
+
 def published_class_names(network: nn.Module) -> tuple[str, ...] | None:
     """Return the names of a network's outputs as published: ImageNet's are its WordNet ids.
 
@@ -235,13 +247,13 @@ def published_class_names(network: nn.Module) -> tuple[str, ...] | None:
         'n01440764'
         >>> published_class_names(create_network("resnet18", num_classes=7))
     """
-    config = getattr(network, "pretrained_cfg", None) or {"num_classes": 1000}
     classes = count_classes(network)
-    if config.get("num_classes") != classes:
+    if classes != count_published_classes(network):
         return None
+    config = getattr(network, "pretrained_cfg", None) or {}
     if names := config.get("label_names"):
         return tuple(names) if len(names) == classes else None
-    subset = infer_imagenet_subset(config)
+    subset = infer_imagenet_subset({"num_classes": classes})
     return tuple(ImageNetInfo(subset).label_names()) if subset else None
 
 

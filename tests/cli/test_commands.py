@@ -7,9 +7,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import safetensors.torch
+import timm
+import torch
+import yaml
 
 from aigtool.cli.main import run
 from aigtool.models.files import load_model
+from aigtool.models.zoo import create_network
 from aigtool.trace import load_trace
 
 Command = Callable[..., Any]
@@ -57,6 +62,84 @@ def test_convert_says_what_it_wrote(aigtool: Command, tmp_path: Path) -> None:
     assert description.class_names is None
 
 
+def test_models_tells_what_a_conversion_needs_to_know(aigtool: Command) -> None:
+    (entry,) = aigtool("models", "resnet18", "--json")["models"]
+    assert (entry["blocks"], entry["params"], entry["problem"]) == (8, 11_689_512, None)
+    assert entry["input_size"] == [3, 224, 224]
+    assert "a1_in1k" in entry["weights"]
+    assert "a1_in1k" in aigtool("models", "resnet18").out
+    header, row, *_ = aigtool("models", "cifar_*").out.splitlines()
+    assert header.split() == ["name", "blocks", "parameters", "input", "converts"]
+    assert row.split() == ["cifar_resnet20", "9", "269,722", "3x32x32", "yes"]
+
+
+def test_convert_gates_the_blocks_that_were_asked_for(aigtool: Command, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    targets = "1,.8,.7,.6,.5,.4,.3,.2,.1"
+    options = ["--ungated", "last,layer2.*", "--ungated", "first:2", "--targets", targets]
+    result = aigtool("convert", "cifar_resnet20", "--out", out, *options, "--json")
+    assert (result["gates"], result["blocks"]) == (3, 9)
+    assert load_model(out).description.gated_blocks == {
+        "layer1.2": 0.7,
+        "layer3.0": 0.3,
+        "layer3.1": 0.2,
+    }
+    about = aigtool("info", out, "--json")
+    assert [row["gated"] for row in about["blocks"]] == [
+        name in ("layer1.2", "layer3.0", "layer3.1") for name in BLOCKS
+    ]
+    assert about["blocks"][2]["stage"] == "layer1"
+    lines = aigtool("info", out).out.splitlines()
+    assert next(line for line in lines if "0.7" in line).split()[:4] == [
+        "2",
+        "yes",
+        "0.7",
+        "0.00478",
+    ]
+
+
+BLOCKS = [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in (0, 1, 2)]
+
+
+def test_the_papers_schedule(aigtool: Command, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    result = aigtool("convert", "test_resnet", "--targets", "1,.5,.5,1", "--out", out, "--json")
+    assert result["gates"] == 2
+    options = ["--targets", "resnet50-eccv:0.6", "--out", out, "--force", "--json"]
+    assert aigtool("convert", "resnet50", *options)["gates"] == 10
+
+
+def test_strip_gives_the_original_back(aigtool: Command, tmp_path: Path) -> None:
+    source = create_network("resnet18", num_classes=5)
+    weights, gated = tmp_path / "w.pth", tmp_path / "gated.safetensors"
+    torch.save({"state_dict": source.state_dict()}, weights)
+    aigtool("convert", "resnet18", "--num-classes", "5", "--weights", weights, "--out", gated)
+    result = aigtool("convert", gated, "--strip", "--json")
+    dense = tmp_path / "gated-dense.safetensors"
+    assert (result["out"], result["stripped"]) == (str(dense), 8)
+    state = safetensors.torch.load_file(dense)
+    fresh = timm.create_model("resnet18", num_classes=5)
+    fresh.load_state_dict(state)
+    assert all(torch.equal(value, state[key]) for key, value in source.state_dict().items())
+    assert load_model(dense).description.gated_blocks == {}
+
+
+def test_a_new_classifier_has_no_teacher(
+    aigtool: Command, image_folder: Path, tmp_path: Path
+) -> None:
+    weights, out = tmp_path / "w.pth", tmp_path / "m.safetensors"
+    torch.save(create_network("cifar_resnet20").state_dict(), weights)
+    told = aigtool(
+        "convert", "cifar_resnet20", "--weights", weights, "--num-classes", "3", "--out", out
+    )
+    assert "the classifier 'linear' is new and untrained" in told.err
+    assert load_model(out).description.new_classifier
+    run_folder = tmp_path / "run"
+    finetuned(aigtool, out, image_folder, run_folder)
+    assert yaml.safe_load((run_folder / "config.yaml").read_text())["options"]["distill"] == 0
+    assert not load_model(run_folder / "best.safetensors").description.new_classifier
+
+
 def test_flops_and_info(aigtool: Command, model: Path) -> None:
     counts = aigtool("flops", model, "--json")
     assert set(counts) == {"gflops_dense", "params", "gate_gflops", "gate_params", "blocks"}
@@ -66,7 +149,8 @@ def test_flops_and_info(aigtool: Command, model: Path) -> None:
     assert about["source"] == "cifar_resnet20"
     assert len(about["gates"]) == 9
     assert "layer1.0" in aigtool("flops", model).out
-    assert "layer3.2" in aigtool("info", model).out
+    last_line = aigtool("info", model).out.splitlines()[-1]
+    assert last_line.split() == ["2", "yes", "-", "0.00473", "1,106"]
 
 
 def test_the_way_from_a_folder_to_figures(
