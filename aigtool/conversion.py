@@ -225,6 +225,9 @@ def set_policy(network: nn.Module, policy: Policy) -> None:
 def recorded_decisions(network: nn.Module) -> Iterator[dict[str, Decision]]:
     """Record what each gate decided in the latest forward pass.
 
+    A network compiled with ``torch.compile`` must be called first within: PyTorch does not look
+    for hooks again.
+
     Args:
         network: A gated network.
 

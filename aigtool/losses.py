@@ -5,18 +5,28 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from aigtool.errors import UserError
 from aigtool.gates import Decision
 
 
 def execution_rates(decisions: Iterable[Decision]) -> Tensor:
     """Return each gate's execution rate over a minibatch, ``(gates,)``, with its gradient.
 
+    Raises:
+        UserError: There are no decisions.
+
     Example:
         >>> scale = torch.tensor([1.0, 0.0, 1.0, 1.0])
         >>> execution_rates([Decision(scale, scale, "scaled")])
         tensor([0.7500])
     """
-    return torch.stack([decision.scale.float().mean() for decision in decisions])
+    rates = [decision.scale.float().mean() for decision in decisions]
+    if not rates:
+        raise UserError(
+            "no decisions to take rates of: run the network, converted, within recorded_decisions; "
+            "one compiled with torch.compile must run there first"
+        )
+    return torch.stack(rates)
 
 
 def per_layer_rate_loss(rates: Tensor, targets: Tensor) -> Tensor:

@@ -60,13 +60,13 @@ class Proof:
         )
 
 
-def prove(name: str) -> Proof:
+def prove(name: str, **options: Any) -> Proof:
     """Build a network with random weights, convert it, and compare it with what it was.
 
     Blocks that cannot be gated are left as they are.
     """
     torch.manual_seed(0)
-    network = create_network(name)
+    network = create_network(name, options=options)
     size = smallest_size(network)
     enliven(network, size)
     x = torch.randn(3, 3, size, size)

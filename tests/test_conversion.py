@@ -232,3 +232,71 @@ def test_conversion_holds_no_second_copy_of_the_weights(small_network: nn.Module
     before = {name: tensor.data_ptr() for name, tensor in small_network.state_dict().items()}
     after = convert(small_network).state_dict()
     assert {name: after[name].data_ptr() for name in before} == before
+
+
+class OwnBasic(nn.Module):
+    """In the functional style, with a projection where the shape changes."""
+
+    def __init__(self, channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, stride, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.proj = nn.Conv2d(channels, out_channels, 1, stride) if stride > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(torch.relu(self.conv1(x)))
+        y += x if self.proj is None else self.proj(x)
+        return torch.relu_(y)
+
+
+class OwnMobile(nn.Module):
+    """All layers in one, without activation after the sum, scaled by a parameter."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 4 * channels, 1),
+            nn.GroupNorm(2, 4 * channels),
+            nn.ReLU6(inplace=True),
+            nn.Conv2d(4 * channels, 4 * channels, 3, padding=1, groups=4 * channels),
+            nn.Hardswish(inplace=True),
+            nn.Conv2d(4 * channels, channels, 1),
+        )
+        self.scale = nn.Parameter(torch.full((channels, 1, 1), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * self.body(x)
+
+
+class OwnNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3)
+        self.stages = nn.ModuleDict(
+            {"fine": nn.ModuleList([OwnBasic(8, 8), OwnMobile(8)]), "coarse": OwnBasic(8, 16, 2)}
+        )
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.stages["fine"]:
+            x = block(x)
+        return self.head(self.stages["coarse"](x).mean((2, 3)))
+
+
+def test_a_network_of_ones_own_converts() -> None:
+    network = OwnNetwork().eval()
+    x = torch.randn(5, 1, 28, 28)
+    with torch.no_grad():
+        expected = network(x)
+        convert(network)
+        names = [name for name, _ in named_gates(network)]
+        assert names == ["stages.fine.0", "stages.fine.1", "stages.coarse"]
+        with gate_policy(network, "open"):
+            assert torch.equal(network(x), expected)
+        pattern = {name: torch.rand(5) < 0.5 for name in names}
+        with forced_decisions(network, pattern):
+            skipped = network(x)
+    masks = {name: chosen.float().requires_grad_() for name, chosen in pattern.items()}
+    with forced_decisions(network, masks):
+        assert close(skipped, network(x).detach())

@@ -1,5 +1,7 @@
 """One network of each kind of block: class of the block, and layers of its shortcut."""
 
+from typing import Any
+
 import pytest
 
 from aigtool.models.zoo import create_network
@@ -51,6 +53,20 @@ def test_a_network_of_each_kind_converts_exactly(name: str) -> None:
 @pytest.mark.parametrize("name", BESIDES)
 def test_others_convert_exactly_too(name: str) -> None:
     proof = prove(name)
+    assert proof.holds, proof
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet18", {"drop_path_rate": 0.2, "drop_block_rate": 0.2}),
+        ("resnet26", {"drop_path_rate": 0.2, "block_args": {"attn_layer": "eca"}}),
+        ("resnetv2_50", {"drop_path_rate": 0.2}),
+        ("nf_resnet26", {"drop_path_rate": 0.2}),
+    ],
+)
+def test_variants_convert_exactly(name: str, options: dict[str, Any]) -> None:
+    proof = prove(name, **options)
     assert proof.holds, proof
 
 

@@ -1,7 +1,9 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aigtool.errors import UserError
 from aigtool.gates import Decision, straight_through
 from aigtool.losses import execution_rates, network_rate_loss, per_layer_rate_loss
 
@@ -54,3 +56,8 @@ def test_gradients_match_the_formulas(rates: list[float], target: float) -> None
     (of_network,) = torch.autograd.grad(network_rate_loss(given_rates, target), given_rates)
     expected = 2 * (given_rates.detach().mean() - target) / len(rates)
     torch.testing.assert_close(of_network, expected.expand(len(rates)))
+
+
+def test_rates_of_no_decisions_are_told() -> None:
+    with pytest.raises(UserError, match="run the network, converted, within recorded_decisions"):
+        execution_rates([])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import aigtool.gates
+from aigtool.cli.main import run
 from aigtool.conversion import convert, forced_decisions, gate_policy, named_gates
 from aigtool.models.zoo import TORCHVISION, create_network
 from tests.proof import enliven
@@ -97,6 +99,20 @@ def test_copies_and_states(pair: tuple[nn.Module, nn.Module], images: Tensor) ->
     )
     assert not missing
     assert not unexpected
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_stripping_gives_the_source_its_weights_back(name: str, tmp_path: Path) -> None:
+    source = create_network(name, num_classes=5)
+    weights, gated, dense = (tmp_path / file for file in ("w.pth", "gated.st", "dense.st"))
+    torch.save(source.state_dict(), weights)
+    options = ["--num-classes", "5", "--weights", str(weights), "--out", str(gated)]
+    assert run(["convert", name, *options]) == 0
+    assert run(["convert", str(gated), "--strip", "--out", str(dense)]) == 0
+    again = create_network(name, num_classes=5)
+    again.load_state_dict(safetensors.torch.load_file(dense))
+    state = source.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
 
 
 def breaks(network: nn.Module, images: Tensor) -> int:
