@@ -62,12 +62,13 @@ def test_timms_questions(timm_pair: tuple[Any, Any], images: Tensor) -> None:
     assert torch.equal(network.forward_head(features), dense.forward_head(features))
     pooled = network.forward_head(features, pre_logits=True)
     assert torch.equal(pooled, dense.forward_head(features, pre_logits=True))
-    for stage, expected in zip(
-        network.forward_intermediates(images, intermediates_only=True),
-        dense.forward_intermediates(images, intermediates_only=True),
-        strict=True,
-    ):
-        assert torch.equal(stage, expected)
+    if hasattr(dense, "forward_intermediates"):  # timm 1.0.20 has it for most
+        for stage, expected in zip(
+            network.forward_intermediates(images, intermediates_only=True),
+            dense.forward_intermediates(images, intermediates_only=True),
+            strict=True,
+        ):
+            assert torch.equal(stage, expected)
     assert torch.equal(network.get_classifier().weight, dense.get_classifier().weight)
 
     again = copy.deepcopy(network)
@@ -191,14 +192,14 @@ def test_lower_precision(
 
 def test_autocast(pair: tuple[nn.Module, nn.Module], images: Tensor) -> None:
     dense, network = (copy.deepcopy(net) for net in pair)
-    with torch.autocast("cpu", torch.bfloat16):
-        with torch.no_grad():
-            assert torch.equal(network(images), dense(images))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(network(images), dense(images))
         for _, gate in named_gates(network):
             gate.policy = "argmax"
-        with torch.no_grad():
-            assert network(images).isfinite().all()
-        network.train()
+        assert network(images).isfinite().all()
+    network.train()
+    # Apart: within one autocast, PyTorch 2.6 keeps the weights cast without a gradient.
+    with torch.autocast("cpu", torch.bfloat16):
         loss = network(images).float().square().mean()
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
