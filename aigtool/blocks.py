@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from aigtool.gates import Decision, Gate
 from aigtool.modes import in_mode
+from aigtool.picking import add_to_images, take_images
 
 _ADDITIONS: frozenset[Any] = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
 _IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod"})
@@ -360,9 +361,9 @@ class GatedBlock(nn.Module):
             if len(chosen) == 0:
                 return shortcut
             if len(chosen) < len(shortcut):
-                taken = (_take_images(value, chosen) for value in inputs)
+                taken = (take_images(value, chosen) for value in inputs)
                 residual = self.parts.residual(self, *taken)
-                return _add_to_images(shortcut, chosen, residual.to(shortcut.dtype))
+                return add_to_images(shortcut, chosen, residual.to(shortcut.dtype))
         residual = self.parts.residual(self, *inputs)
         if decision.run == "scaled":
             residual = decision.scale.view(-1, *[1] * (residual.ndim - 1)) * residual
@@ -376,23 +377,3 @@ class GatedBlock(nn.Module):
         """The block is cut anew."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.parts = split(self.ungated(), state["parts"])
-
-
-def _take_images(x: Tensor, chosen: Tensor) -> Tensor:
-    if not _is_channels_last(x):
-        return x.index_select(0, chosen)
-    return x.permute(0, 2, 3, 1).index_select(0, chosen).permute(0, 3, 1, 2)
-
-
-def _add_to_images(x: Tensor, chosen: Tensor, added: Tensor) -> Tensor:
-    joined = x.clone()
-    if _is_channels_last(joined):
-        joined.permute(0, 2, 3, 1).index_add_(0, chosen, added.permute(0, 2, 3, 1))
-    else:
-        joined.index_add_(0, chosen, added)
-    return joined
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    """Whether an image's memory is in this order; picking images along it is many times faster."""
-    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)

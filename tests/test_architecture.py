@@ -26,7 +26,7 @@ FLOORS = (
     ("discovery",),
     ("blocks",),
     ("gates",),
-    ("device", "modes", "output", "plotting"),
+    ("device", "modes", "output", "picking", "plotting"),
     ("errors", "version"),
 )
 HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
