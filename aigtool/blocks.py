@@ -191,7 +191,7 @@ def _last_addition(block: nn.Module, graph: fx.Graph) -> tuple[fx.Node, fx.Node]
             not _is_layer(node)
             and node.target in _ADDITIONS
             and len(node.all_input_nodes) == 2
-            and not node.kwargs
+            and node.kwargs.keys() <= {"input", "other"}
         ):
             return node, cast(fx.Node, output)
         weights = block.get_submodule(str(node.target)).parameters() if _is_layer(node) else ()

@@ -53,7 +53,12 @@ class WritesUnread(InPlace):
         return out
 
 
-BLOCKS = {"pre-activation": PreActivation, "in-place": InPlace}
+class NamesTheAddends(InPlace):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(torch.add(input=x, other=self.conv2(self.conv1(x))))
+
+
+BLOCKS = {"pre-activation": PreActivation, "in-place": InPlace, "named": NamesTheAddends}
 
 
 def gated(kind: type[nn.Module]) -> tuple[nn.Module, GatedBlock]:
