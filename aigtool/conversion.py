@@ -110,9 +110,8 @@ def _put(network: nn.Module, name: str, parts: Split, gate: Gate) -> None:
 
 
 def _check_found(network: nn.Module, found: Discovery, skip_unsplittable: bool) -> None:
-    refused = "; ".join(f"{name} ({reason})" for name, reason in found.refused.items())
-    untraced = "; ".join(f"{name} ({reason})" for name, reason in found.untraced.items())
-    if found.blocks and found.refused:
+    refused, untraced = _listed(found.refused), _listed(found.untraced)
+    if found.blocks and refused:
         problem = f"{len(found.refused)} residual blocks cannot be gated: {refused}"
         if not skip_unsplittable:
             raise UserError(
@@ -129,6 +128,12 @@ def _check_found(network: nn.Module, found: Discovery, skip_unsplittable: bool) 
             f"module's input{f'; found {refused}' * bool(refused)}"
             f"{f'; could not look into {untraced}' * bool(untraced)}"
         )
+
+
+def _listed(reasons: Mapping[str, str], shown: int = 5) -> str:
+    listed = [f"{name} ({reason})" for name, reason in reasons.items()]
+    more = [f"and {len(listed) - shown} more"] * (len(listed) > shown)
+    return "; ".join(listed[:shown] + more)
 
 
 def strip(network: Network) -> Network:

@@ -148,8 +148,9 @@ def convert(
         raise UserError("--use-ema was given without --weights: it chooses within a weights file")
     name = model.rpartition("/")[2].rpartition(":")[2]
     target = check_output(out or Path(f"{name}.safetensors"), force=force)
-    if pretrained:
-        note(f"fetching the published weights of {model}, over the network if they are not cached")
+    if pretrained or model.startswith(("hf-hub:", "hf_hub:")):
+        what = "published weights" if pretrained else "description"
+        note(f"fetching the {what} of {model}, over the network unless cached")
     with status("building the network"), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", UserWarning)
         from aigtool.conversion import convert as convert_network

@@ -114,13 +114,15 @@ def create_network(
         raise
     # Libraries and the network connection beneath raise errors of many kinds.
     except Exception as error:
-        advice = (
-            "; if there is no network connection here, fetch them elsewhere and give the file "
-            "with --weights"
-        )
+        advice = ""
+        if name.startswith(_HF_HUB):
+            advice = "fetch it elsewhere and give its folder as local-dir:FOLDER"
+        elif pretrained and not name.startswith(_LOCAL_DIR):
+            advice = "fetch them elsewhere and give the file with --weights"
         raise UserError(
             f"network {name!r} could not be built{' with its published weights' * pretrained}: "
-            f"{str(error).rstrip('.')}{advice * pretrained}"
+            f"{str(error).rstrip('.')}"
+            f"{f'; if there is no network connection here, {advice}' * bool(advice)}"
         ) from error
 
 
@@ -277,8 +279,12 @@ def _check_timm(name: str, pretrained: bool) -> None:
     published = published_weights(architecture)
     if pretrained and not published:
         raise UserError(f"network {name!r} has no published weights: give your own with --weights")
-    if pretrained and tag and tag not in published:
-        raise UserError(f"no weights {tag!r} of {architecture}: expected {', '.join(published)}")
+    known = [key.partition(".")[2] for key in get_arch_pretrained_cfgs(architecture)]
+    expected = published if pretrained else known
+    if tag and tag not in expected:
+        raise UserError(
+            f"no weights {tag!r} of {architecture}: expected {', '.join(expected) or 'no tag'}"
+        )
 
 
 def _torchvision_weights(name: str, *, default: bool) -> tuple[str, Any]:
