@@ -131,9 +131,17 @@ def _check_found(network: nn.Module, found: Discovery, skip_unsplittable: bool) 
 
 
 def _listed(reasons: Mapping[str, str], shown: int = 5) -> str:
-    listed = [f"{name} ({reason})" for name, reason in reasons.items()]
-    more = [f"and {len(listed) - shown} more"] * (len(listed) > shown)
-    return "; ".join(listed[:shown] + more)
+    """List names by reason, such as ``stem, layer1.0 (its branches ...); layer2.0 (...)``."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    listed = [f"{_cut(of, ', ', shown)} ({reason})" for reason, of in names.items()]
+    return _cut(listed, "; ", shown)
+
+
+def _cut(items: Sequence[str], separator: str, shown: int) -> str:
+    more = [f"and {len(items) - shown} more"] * (len(items) > shown)
+    return separator.join([*items[:shown], *more])
 
 
 def strip(network: Network) -> Network:

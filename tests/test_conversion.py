@@ -228,6 +228,17 @@ def test_a_block_that_cannot_be_gated_is_skipped_only_where_allowed() -> None:
     assert torch.equal(network.layer1[1](x), network.layer1[1].right(x))
 
 
+def test_a_reason_that_blocks_share_is_told_once() -> None:
+    network = create_network("cifar_resnet56")
+    for place in range(7):
+        network.layer1[place] = Tie()
+    with pytest.raises(UserError) as raised:
+        convert(network)
+    assert "7 residual blocks cannot be gated: layer1.0, layer1.1, " in str(raised.value)
+    assert "layer1.4, and 2 more (its two branches" in str(raised.value)
+    assert str(raised.value).count("its two branches") == 1
+
+
 def test_conversion_holds_no_second_copy_of_the_weights(small_network: nn.Module) -> None:
     before = {name: tensor.data_ptr() for name, tensor in small_network.state_dict().items()}
     after = convert(small_network).state_dict()

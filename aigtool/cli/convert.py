@@ -214,7 +214,8 @@ def convert(
                 ("gates add", f"{100 * overhead:.3f} % GFLOPs, {counts.gate_params:,} parameters"),
             ],
         )
-    wrote([target], f"aigtool finetune {target} --data FOLDER --target-rate 0.6")
+    budget = "--target-rate 0.6" if rates is None else "--target per-layer"
+    wrote([target], f"aigtool finetune {target} --data FOLDER {budget}")
 
 
 def _refuse_with_strip(options: dict[str, Any]) -> None:
