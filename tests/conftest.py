@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from aigtool.models.zoo import create_network
+from tests.proof import enliven
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -24,22 +25,6 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-
-
-def enliven(network: nn.Module, size: int = 64) -> nn.Module:
-    """Give a network norms that let every block through.
-
-    timm starts each block's last norm at zero, so that a fresh block adds nothing and a test of
-    gates would be blind.
-    """
-    for name, parameter in network.named_parameters():
-        if parameter.ndim == 1 and not name.endswith("bias"):
-            nn.init.uniform_(parameter, 0.5, 1.5)
-    network.train()
-    with torch.no_grad():
-        for _ in range(3):
-            network(torch.randn(8, 3, size, size))
-    return network.eval()
 
 
 @pytest.fixture(scope="session")
