@@ -11,7 +11,6 @@ from .analysis.rates import (
     gate_rates as gate_rates,
 )
 from .blocks import GatedBlock as GatedBlock
-from .blocks import NotResidualError as NotResidualError
 from .blocks import split as split
 from .conversion import (
     convert as convert,
@@ -48,7 +47,6 @@ from .data.loading import (
 )
 from .device import find_device as find_device
 from .discovery import Discovery as Discovery
-from .discovery import ResidualBlock as ResidualBlock
 from .discovery import find_blocks as find_blocks
 from .errors import NonFiniteLossError as NonFiniteLossError
 from .errors import UserError as UserError
@@ -57,6 +55,7 @@ from .flops import count_flops as count_flops
 from .gates import Decision as Decision
 from .gates import Gate as Gate
 from .gates import straight_through as straight_through
+from .graphs import NotResidualError as NotResidualError
 from .losses import (
     execution_rates as execution_rates,
 )
@@ -86,6 +85,7 @@ from .models.zoo import (
 from .models.zoo import (
     list_networks as list_networks,
 )
+from .rehearsal import ResidualBlock as ResidualBlock
 from .robustness.attacks import fgsm as fgsm
 from .robustness.defenses import jpeg as jpeg
 from .robustness.evaluation import Judged as Judged

@@ -1,21 +1,25 @@
 """The splitter, which cuts any residual block at its join, and the gated block made from it."""
 
-import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from inspect import Parameter, signature
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from aigtool.gates import Decision, Gate
+from aigtool.graphs import (
+    AUGMENTED,
+    NotResidualError,
+    UnsplittableBlockError,
+    capture,
+    remove_constants,
+)
 from aigtool.modes import in_mode
 from aigtool.picking import add_to_images, take_images
 
 _ADDITIONS: frozenset[Any] = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
-_IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod"})
 _ABOUT: frozenset[Any] = frozenset({"shape", "dtype", "device", "ndim", "size", "dim", "numel"})
 """Attributes and methods that ask about a tensor, not for its numbers."""
 _TUPLES: frozenset[Any] = frozenset({torch.chunk, torch.split, torch.unbind})
@@ -26,18 +30,6 @@ _OWN = ("gate", "parts", "source")
 
 Part = Callable[..., Any]
 """A piece of a block as a function of the module that owns the layers, then its inputs."""
-
-
-class NotResidualError(ValueError):
-    """A module is no residual block that can be cut; the message says what was found."""
-
-
-class UntraceableError(NotResidualError):
-    """Whether a module is a residual block cannot be told, since ``torch.fx`` cannot trace it."""
-
-
-class UnsplittableBlockError(NotResidualError):
-    """A residual block that cannot be gated as it is; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +85,15 @@ def split(block: nn.Module, shortcut: str | None = None) -> Split:
         >>> torch.equal(out, block(x))
         True
     """
-    graph = _trace(block)
+    try:
+        return _split(block, shortcut)
+    except NotResidualError:
+        remove_constants(block)
+        raise
+
+
+def _split(block: nn.Module, shortcut: str | None) -> Split:
+    graph = capture(block)
     as_traced = str(graph)
     written = _thread_writes(block, graph)
     order = {node: position for position, node in enumerate(graph.nodes)}
@@ -110,7 +110,7 @@ def split(block: nn.Module, shortcut: str | None = None) -> Split:
     if taken := [name for name in _OWN if hasattr(block, name)]:
         raise UnsplittableBlockError(f"it already has an attribute called {taken[0]}")
     with in_mode(block, training=not block.training):
-        if as_traced != str(_trace(block)):
+        if as_traced != str(capture(block)):
             raise UnsplittableBlockError(
                 "it reads self.training, which a trace fixes; let a module such as nn.Dropout do so"
             )
@@ -121,37 +121,27 @@ def split(block: nn.Module, shortcut: str | None = None) -> Split:
         for addend in behind
     }
     if any(before in starts for before in written for starts in inputs.values()):
-        raise UnsplittableBlockError("a branch reads a value that is then written to in place")
+        raise UnsplittableBlockError(
+            "a branch reads a value that is then written to in place; x = x + ... makes a new one"
+        )
+    ends = {
+        "head": ([x], (tuple(inputs[apart]), tuple(inputs[along]))),
+        "residual": (inputs[apart], apart),
+        "shortcut": (inputs[along], along),
+        "tail": ([addition], output),
+    }
+    nodes = {part: sorted(_between(*of), key=order.__getitem__) for part, of in ends.items()}
+    layers = [node for part in nodes.values() for node in part if _is_layer(node)]
+    if len({*layers}) < len(layers):
+        raise UnsplittableBlockError("a layer that does not read its input serves both branches")
+    parts = {part: _function(*of, nodes[part]) for part, of in ends.items()}
     return Split(
-        head=_function([x], (tuple(inputs[apart]), tuple(inputs[along])), order),
-        residual=_function(inputs[apart], apart, order),
-        shortcut=_function(inputs[along], along, order),
-        tail=None if output is addition else _function([addition], output, order),
+        head=parts["head"],
+        residual=parts["residual"],
+        shortcut=parts["shortcut"],
+        tail=None if output is addition else parts["tail"],
         named=shortcut,
     )
-
-
-class _BlockTracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
-        return True
-
-
-def _trace(block: nn.Module) -> fx.Graph:
-    parameters = signature(block.forward).parameters.values()
-    optional = {p.name: p.default for p in parameters if p.default is not Parameter.empty}
-    # Wrapping the functions of math takes a third of the time, and few blocks need it.
-    for wrapped in ((), (math,)):
-        try:
-            graph = _BlockTracer(autowrap_modules=wrapped).trace(block, concrete_args=optional)
-            break
-        # Tracing runs the module's own code on placeholders, so anything may be raised.
-        except Exception as error:
-            problem = error
-    else:
-        raise UntraceableError(f"torch.fx cannot trace it: {problem}") from problem
-    if sum(node.op == "placeholder" and bool(node.users) for node in graph.nodes) != 1:
-        raise NotResidualError("it takes more or fewer than one input")
-    return graph
 
 
 def _thread_writes(block: nn.Module, graph: fx.Graph) -> dict[fx.Node, fx.Node]:
@@ -178,7 +168,7 @@ def _writes_in_place(block: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_method":
         return str(node.target).endswith("_")
     name = str(getattr(node.target, "__name__", ""))
-    is_operator = getattr(node.target, "__module__", "") == "_operator" and name in _IN_PLACE
+    is_operator = getattr(node.target, "__module__", "") == "_operator" and name in AUGMENTED
     return is_operator or name.endswith("_") or node.kwargs.get("inplace") is True
 
 
@@ -250,10 +240,16 @@ def _by_layers(
 
 
 def _count_layers(block: nn.Module, nodes: Iterable[fx.Node]) -> int:
-    """Count the layers that hold parameters of their own, inside children too."""
+    """Count the layers that hold parameters, inside children too, and the block's own weights."""
+    nodes = [*nodes]
     children = (block.get_submodule(str(node.target)) for node in nodes if _is_layer(node))
     layers = {layer for child in children for layer in child.modules()}
-    return sum(any(True for _ in layer.parameters(recurse=False)) for layer in layers)
+    read = {node for user in nodes for node in user.all_input_nodes if node.op == "get_attr"}
+    values = (operator.attrgetter(str(node.target))(block) for node in read)
+    weights = [v for v in values if isinstance(v, nn.Parameter) and sum(n > 1 for n in v.shape) > 1]
+    return len(weights) + sum(
+        any(True for _ in layer.parameters(recurse=False)) for layer in layers
+    )
 
 
 def _starts(addend: fx.Node, shared: set[fx.Node], foreign: set[fx.Node]) -> set[fx.Node]:
@@ -273,19 +269,24 @@ def _starts(addend: fx.Node, shared: set[fx.Node], foreign: set[fx.Node]) -> set
     return starts
 
 
-def _function(inputs: Sequence[fx.Node], outputs: Any, order: dict[fx.Node, int]) -> Part:
-    """Compile the nodes from ``inputs`` to ``outputs`` into a function ``(block, *inputs)``."""
-    graph = fx.Graph()
-    copies = {node: graph.placeholder(node.name) for node in inputs}
+def _between(inputs: Sequence[fx.Node], outputs: Any) -> set[fx.Node]:
+    """The nodes that lead from ``inputs`` to ``outputs``, these included."""
     needed: set[fx.Node] = set()
     waiting: list[fx.Node] = []
     fx.node.map_arg(outputs, waiting.append)
     while waiting:
         node = waiting.pop()
-        if node not in copies and node not in needed:
+        if node not in inputs and node not in needed:
             needed.add(node)
             waiting += node.all_input_nodes
-    for node in sorted(needed, key=order.__getitem__):
+    return needed
+
+
+def _function(inputs: Sequence[fx.Node], outputs: Any, nodes: Sequence[fx.Node]) -> Part:
+    """Compile the nodes from ``inputs`` to ``outputs`` into a function ``(block, *inputs)``."""
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(node.name) for node in inputs}
+    for node in nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(fx.node.map_arg(outputs, copies.__getitem__))
     code = graph.python_code("self")
@@ -339,6 +340,7 @@ class GatedBlock(nn.Module):
             if name not in _OWN:
                 block.__dict__[name] = value.copy() if isinstance(value, dict | set) else value
         del block.gate
+        remove_constants(block)
         return block
 
     def forward(self, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def convert(
     network: Network,
     *,
     width: int = 16,
-    ungated: Collection[str] = (),
+    ungated: str | Collection[str] = (),
     targets: Sequence[float] | None = None,
     shortcuts: Mapping[str, str] | None = None,
     skip_unsplittable: bool = False,
@@ -166,7 +166,7 @@ def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _wanted(
-    found: Discovery, ungated: Collection[str], targets: Sequence[float] | None
+    found: Discovery, ungated: str | Collection[str], targets: Sequence[float] | None
 ) -> dict[str, float | None]:
     """The blocks to gate, each with its own target if it has one."""
     names = list(found.blocks)
@@ -178,7 +178,7 @@ def _wanted(
             )
         checked = zip(names, map(check_target, targets), strict=True)
         wanted = {name: target for name, target in checked if target < 1}
-    left_out = ungated_blocks(ungated, found.blocks)
+    left_out = ungated_blocks([ungated] if isinstance(ungated, str) else ungated, found.blocks)
     wanted = {name: target for name, target in wanted.items() if name not in left_out}
     if not wanted:
         raise UserError(

@@ -1,42 +1,14 @@
-"""Find the residual blocks of a network, and rehearse each of them without data."""
+"""Find the residual blocks of a network that can be gated exactly."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
-from itertools import chain
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 
-from aigtool.blocks import (
-    GatedBlock,
-    NotResidualError,
-    Split,
-    UnsplittableBlockError,
-    UntraceableError,
-    split,
-)
+from aigtool.blocks import GatedBlock, Split, split
 from aigtool.errors import UserError
-from aigtool.modes import in_mode
-
-
-@dataclass(frozen=True)
-class ResidualBlock:
-    """What is known of a residual block that can be gated.
-
-    Attributes:
-        parts: The block, cut.
-        channels: Channels of its input.
-        reshapes: Whether its output has another shape than its input: a downsampling block, or
-            one that changes the number of channels.
-    """
-
-    parts: Split
-    channels: int
-    reshapes: bool
+from aigtool.graphs import NotResidualError, UnsplittableBlockError, UntraceableError
+from aigtool.rehearsal import ResidualBlock, compare, rehearse, run, run_on_meta
 
 
 class Discovery(NamedTuple):
@@ -65,8 +37,8 @@ def find_blocks(
     A block is the outermost module whose trace ends in an addition of two branches from its
     input. Nothing inside a block is a block: attention modules look like blocks too. Each block
     found is then rehearsed: a forward pass of the network on PyTorch's meta device, which has
-    shapes but no numbers, shows how many channels the block gets and whether its branches keep
-    out of each other's memory.
+    shapes but no numbers, shows what the block gets and whether its branches keep out of each
+    other's memory. Last, its parts must compute on random features what the block computes.
 
     Args:
         network: Any module that maps images ``(N, C, H, W)``; its gated blocks are blocks too.
@@ -99,8 +71,9 @@ def find_blocks(
     size = input_size or _input_size(network)
     facts: dict[str, ResidualBlock | UnsplittableBlockError] = {}
     if splits:
-        facts = _rehearse(network, splits, size, (_run_on_meta, _run))
+        facts = rehearse(network, splits, size, (run_on_meta, run))
         facts |= _channels_last(network, splits, size, facts)
+        facts |= _inexact(network, facts)
     return Discovery(
         blocks={name: fact for name, fact in facts.items() if isinstance(fact, ResidualBlock)},
         refused={
@@ -171,7 +144,7 @@ def _channels_last(
     channels, *sides = input_size
     larger = (channels, *(side + 32 for side in sides))
     try:
-        again = _rehearse(network, splits, larger, (_run_on_meta,))
+        again = rehearse(network, splits, larger, (run_on_meta,))
     except UserError:  # A network for one size; those of the field have (N, C, H, W).
         return {}
     error = UnsplittableBlockError("its feature maps are not (N, C, H, W)")
@@ -183,114 +156,16 @@ def _channels_last(
     }
 
 
-def _rehearse(
-    network: nn.Module,
-    splits: Mapping[str, Split],
-    input_size: tuple[int, ...],
-    runs: Sequence[Callable[[nn.Module, tuple[int, ...]], None]],
-) -> dict[str, ResidualBlock | UnsplittableBlockError]:
-    """Run the network; for each block, what it is or why it cannot be gated.
-
-    The first of ``runs`` in which every block takes part counts.
-    """
-    facts: dict[str, ResidualBlock | UnsplittableBlockError] = {}
-
-    def rehearse(
-        name: str, block: nn.Module, run: Callable[..., Any], *inputs: Any, **options: Any
-    ) -> Any:
-        try:
-            if name in facts:
-                raise UnsplittableBlockError("it runs more than once in a forward pass")
-            if len(inputs) != 1 or options:
-                raise UnsplittableBlockError("it is called with more than one input")
-            facts[name], output = _rehearse_block(block, splits[name], inputs[0])
-        except UnsplittableBlockError as error:
-            facts[name] = error
-            return run(*inputs, **options)
-        return output
-
-    problem: Exception | None = None
-    with ExitStack() as stack:
-        for name in splits:
-            block = network.get_submodule(name)
-            understudy = partial(rehearse, name, block, block.forward)
-            stack.enter_context(_replaced_forward(block, understudy))
-        stack.enter_context(in_mode(network, training=False))
-        stack.enter_context(torch.inference_mode(False))  # where versions are not counted
-        stack.enter_context(torch.no_grad())
-        for run in runs:
-            facts.clear()
+def _inexact(
+    network: nn.Module, facts: Mapping[str, ResidualBlock | UnsplittableBlockError]
+) -> dict[str, UnsplittableBlockError]:
+    """Refuse blocks that their parts do not make up."""
+    reasons: dict[str, UnsplittableBlockError] = {}
+    for name, fact in facts.items():
+        block = network.get_submodule(name)
+        if isinstance(fact, ResidualBlock) and not isinstance(block, GatedBlock):
             try:
-                run(network, input_size)
-            # A network may raise anything on an input that does not suit it; it is told below,
-            # where it kept a block from running.
-            except Exception as error:
-                problem = error
-            if len(facts) == len(splits):
-                break
-    unseen = [name for name in splits if name not in facts]
-    if unseen and problem is not None:
-        size = "x".join(map(str, input_size))
-        raise UserError(
-            f"{type(network).__name__} cannot be run on an input of {size} ({problem}): "
-            "give the input size it was made for"
-        ) from problem
-    idle = UnsplittableBlockError("it does not run in a forward pass")
-    return facts | dict.fromkeys(unseen, idle)
-
-
-def _run_on_meta(network: nn.Module, input_size: tuple[int, ...]) -> None:
-    state = chain(network.named_parameters(), network.named_buffers())
-    weights = {name: tensor.detach().to("meta") for name, tensor in state}
-    dtype = next(network.parameters()).dtype
-    with torch.device("meta"):
-        functional_call(network, weights, torch.empty(2, *input_size, dtype=dtype))
-
-
-def _run(network: nn.Module, input_size: tuple[int, ...]) -> None:
-    """With numbers, on which a network's own way may depend."""
-    network(next(network.parameters()).new_zeros(2, *input_size))
-
-
-@contextmanager
-def _replaced_forward(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = vars(block).get("forward")
-    vars(block)["forward"] = forward
-    try:
-        yield
-    finally:
-        del vars(block)["forward"]
-        if own is not None:
-            vars(block)["forward"] = own
-
-
-def _rehearse_block(block: nn.Module, parts: Split, x: object) -> tuple[ResidualBlock, Tensor]:
-    if not isinstance(x, Tensor) or x.ndim != 4:
-        raise UnsplittableBlockError("its input is no batch of feature maps (N, C, H, W)")
-    for_residual, for_shortcut = parts.head(block, x)
-    starts = (*for_residual, *for_shortcut)
-    if not all(isinstance(v, Tensor) and v.shape[:1] == x.shape[:1] for v in starts):
-        raise UnsplittableBlockError(
-            "its branches start from something other than a tensor with an entry an image"
-        )
-    before = _versions(for_residual)
-    shortcut: Tensor = parts.shortcut(block, *for_shortcut)
-    if _versions(for_residual) != before:
-        raise UnsplittableBlockError("its shortcut writes in place into what its residual reads")
-    read = (*for_shortcut, shortcut)
-    before = _versions(read)
-    residual: Tensor = parts.residual(block, *for_residual)
-    if _versions(read) != before:
-        raise UnsplittableBlockError("its residual writes in place into what its shortcut reads")
-    if residual.shape != shortcut.shape:
-        raise UnsplittableBlockError(
-            f"its branches have the shapes {tuple(residual.shape)} and {tuple(shortcut.shape)}"
-        )
-    joined = shortcut + residual
-    output = joined if parts.tail is None else parts.tail(block, joined)
-    return ResidualBlock(parts, x.shape[1], shortcut.shape != x.shape), output
-
-
-def _versions(tensors: Iterable[Tensor]) -> list[int]:
-    """How often each tensor's memory has been written to, through any view of it."""
-    return [tensor._version for tensor in tensors]
+                compare(block, fact)
+            except UnsplittableBlockError as error:
+                reasons[name] = error
+    return reasons

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
-from aigtool.discovery import ResidualBlock
 from aigtool.errors import UserError
+from aigtool.rehearsal import ResidualBlock
 
 _T = 0.5
 _PAPER: dict[str, tuple[float | None, ...]] = {

@@ -24,8 +24,9 @@ FLOORS = (
     ("conversion",),
     ("selection",),
     ("discovery",),
+    ("rehearsal",),
     ("blocks",),
-    ("gates",),
+    ("gates", "graphs"),
     ("device", "modes", "output", "picking", "plotting"),
     ("errors", "version"),
 )

@@ -1,11 +1,15 @@
+import copy
 import pickle
+import random
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from aigtool.blocks import GatedBlock, NotResidualError, UnsplittableBlockError, split
+from aigtool.blocks import GatedBlock, split
 from aigtool.gates import Gate
+from aigtool.graphs import NotResidualError, UnsplittableBlockError
 
 
 class PreActivation(nn.Module):
@@ -58,6 +62,31 @@ class NamesTheAddends(InPlace):
         return self.act(torch.add(input=x, other=self.conv2(self.conv1(x))))
 
 
+class WritesByOperator(InPlace):
+    """``fx`` alone takes ``out *= 2`` for ``out = out * 2``, which the shortcut does not see."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x.relu()
+        identity = out
+        out *= 2
+        return self.act(identity + self.conv2(self.conv1(out)))
+
+
+class HoldsAConstant(InPlace):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x + torch.tensor(0.5) * self.conv2(self.conv1(x)))
+
+
+class HoldsItsWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4, 1, 1))
+        self.scale = nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x + nn.functional.conv2d(x, self.weight)
+
+
 BLOCKS = {"pre-activation": PreActivation, "in-place": InPlace, "named": NamesTheAddends}
 
 
@@ -85,6 +114,38 @@ def test_a_write_in_place_is_not_lost() -> None:
     torch.testing.assert_close(gated_block(x.clone()), block(x.clone()), rtol=0, atol=0)
     gated_block.gate.policy = "closed"
     assert torch.equal(gated_block(x.clone()), x.relu())
+
+
+def test_a_write_by_an_operator_is_seen_by_both_branches() -> None:
+    block, gated_block = gated(WritesByOperator)
+    x = torch.randn(3, 4, 5, 5)
+    gated_block.gate.policy = "open"
+    assert torch.equal(gated_block(x), block(x))
+    gated_block.gate.policy = "closed"
+    assert torch.equal(gated_block(x), 2 * x.relu())
+
+
+def test_a_constant_comes_along_and_a_refused_trace_leaves_none() -> None:
+    block, gated_block = gated(HoldsAConstant)
+    assert sum(name.startswith("_tensor_constant") for name in vars(block)) == 1
+    x = torch.randn(3, 4, 5, 5)
+    gated_block.gate.policy = "open"
+    assert torch.equal(gated_block(x), block(x))
+    assert torch.equal(copy.deepcopy(gated_block)(x), block(x))
+
+    block = HoldsAConstant()
+    block.gate = nn.Identity()
+    before = {*vars(block)}
+    with pytest.raises(NotResidualError):
+        split(block)
+    assert {*vars(block)} == before
+
+
+def test_weights_of_the_block_itself_tell_the_residual() -> None:
+    block, gated_block = gated(HoldsItsWeight)
+    x = torch.randn(3, 4, 5, 5)
+    gated_block.gate.policy = "closed"
+    assert torch.equal(gated_block(x), block.scale * x)
 
 
 @pytest.mark.parametrize("kind", BLOCKS.values(), ids=BLOCKS)
@@ -170,6 +231,24 @@ class Branching(nn.Module):
         return x + self.conv(x)
 
 
+class DropsByChance(nn.Module):
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.conv, self.draw = nn.Conv2d(4, 4, 1), draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.draw() < 0.5 else x + self.conv(x)
+
+
+class Weighs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(x, self.conv(x), alpha=0.5)
+
+
 class TwoInputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -192,6 +271,10 @@ class Bias(nn.Module):
     ("module", "reason"),
     [
         (Branching(), "cannot trace"),
+        (torch.jit.script(Weighs()), "cannot trace"),
+        (DropsByChance(lambda: torch.rand(1).item()), "draws random numbers"),
+        (DropsByChance(random.random), "draws random numbers"),
+        (Weighs(), "does not end in an addition"),
         (TwoInputs(), "more or fewer than one input"),
         (Bias(), "does not reach the input"),
         (nn.Sequential(nn.Conv2d(4, 4, 1)), "does not end in an addition"),
@@ -232,6 +315,24 @@ class ReadsBeforeTheWrite(InPlace):
         return self.conv2(before + x) + x
 
 
+class AddsToItsInput(InPlace):
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.conv1(x)
+        return x
+
+
+class MixesByAWeight(InPlace):
+    """Its two weights add up to 1 only where the layer drops the same in both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.weight = nn.Dropout(), nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = self.drop(self.weight)
+        return share * self.conv1(x) + (1 - share) * x
+
+
 class AsksTheOther(InPlace):
     """Its shortcut needs the residual's size, and so the residual."""
 
@@ -248,6 +349,8 @@ class AsksTheOther(InPlace):
         (ReadsTraining, r"reads self\.training"),
         (ActsForEffect, "for its effect alone"),
         (ReadsBeforeTheWrite, "then written to in place"),
+        (AddsToItsInput, "then written to in place"),
+        (MixesByAWeight, "serves both branches"),
         (AsksTheOther, "needs a value inside the other"),
     ],
 )

@@ -133,6 +133,7 @@ def test_timms_questions_are_still_answered(small_network: nn.Module) -> None:
 
 def test_patterns_and_targets_choose_what_is_gated() -> None:
     names = list(find_blocks(create_network("resnet18")).blocks)
+    assert len(list(named_gates(convert(create_network("resnet18"), ungated="first")))) == 7
     network = convert(create_network("resnet18"), ungated=["first:2", "last:4"])
     assert [name for name, _ in named_gates(network)] == names[2:4]
     targets = [1, 0.8, 1, 1, 0.5, 1, 1, 1]

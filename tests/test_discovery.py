@@ -50,6 +50,47 @@ class LayerWritesIntoTheResidual(Block):
         return self.conv(x) + self.shortcut(x)
 
 
+class LayerWritesInTraining(Block):
+    """The write in place happens in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Dropout(inplace=True), nn.Conv2d(4, 4, 1), nn.ReLU())
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.layers(x)) + x
+
+
+class Normed(Block):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.conv(x))
+
+
+class Mixes(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x.std() * self.conv(x)
+
+
+class MixesAtRandom(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        share = torch.rand(x.size())
+        return share * self.conv(x) + (1 - share) * x
+
+
+class OfOneSize(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.where = nn.Parameter(torch.zeros(4, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x + self.where)
+
+
 class Broadcasts(Block):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(x).mean((2, 3), keepdim=True)
@@ -105,6 +146,18 @@ REFUSED = {
         "0",
         "shortcut writes in place",
     ),
+    "write in training": (
+        nn.Sequential(LayerWritesInTraining(), Block()),
+        "0",
+        "residual writes in place",
+    ),
+    "mixed images": (nn.Sequential(Mixes(), Block()), "0", "depends on the images beside it"),
+    "norm of the batch": (
+        nn.Sequential(Normed(nn.BatchNorm2d(4, track_running_stats=False)), Block()),
+        "0",
+        "depends on the images beside it",
+    ),
+    "chance": (nn.Sequential(MixesAtRandom(), Block()), "0", "or on chance"),
     "broadcast": (nn.Sequential(Broadcasts(), Block()), "0", "branches have the shapes"),
     "folded images": (nn.Sequential(FoldsImages(), Block()), "0", "an entry an image"),
     "tokens": (nn.Sequential(Block(), nn.Flatten(2), Tokens()), "2", "no batch of feature maps"),
@@ -182,3 +235,9 @@ def test_an_input_that_does_not_suit_is_told() -> None:
     assert list(find_blocks(network, input_size=(3, 4, 4)).blocks) == ["3"]
     with pytest.raises(UserError, match=r"shortcut of '9'.*expected one of 3"):
         find_blocks(network, shortcuts={"9": "conv"})
+
+
+def test_a_block_for_one_size_or_a_norm_that_cannot_train_here_is_gated() -> None:
+    network = nn.Sequential(OfOneSize(), Normed(nn.SyncBatchNorm(4)))
+    blocks, refused, _ = find_blocks(network, input_size=(4, 8, 8))
+    assert (list(blocks), refused) == (["0", "1"], {})

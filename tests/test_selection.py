@@ -4,8 +4,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from aigtool.blocks import split
-from aigtool.discovery import ResidualBlock
 from aigtool.errors import UserError
+from aigtool.rehearsal import ResidualBlock
 from aigtool.selection import parse_targets, ungated_blocks
 
 
@@ -20,7 +20,7 @@ class Block(nn.Module):
 
 PARTS = split(Block())
 BLOCKS = {
-    f"layer{stage}.{index}": ResidualBlock(PARTS, 4, reshapes=index == 0 and stage > 1)
+    f"layer{stage}.{index}": ResidualBlock(PARTS, (4, 8, 8), reshapes=index == 0 and stage > 1)
     for stage in (1, 2, 3)
     for index in (0, 1)
 }

@@ -11,6 +11,8 @@ from aigtool.cli.options import Debug, Force, Json, Quiet
 from aigtool.errors import UserError
 from aigtool.output import check_output
 
+GATE_WIDTH = 16
+
 
 def convert(
     model: Annotated[
@@ -94,7 +96,7 @@ def convert(
             help="Units of each gate's hidden layer.",
             rich_help_panel="Gates",
         ),
-    ] = 16,
+    ] = GATE_WIDTH,
     skip_unsplittable: Annotated[
         bool,
         typer.Option(
@@ -137,6 +139,7 @@ def convert(
                 "--class-names": class_names,
                 "--ungated": ungated,
                 "--targets": targets,
+                "--gate-width": gate_width != GATE_WIDTH,
                 "--skip-unsplittable": skip_unsplittable,
             }
         )
@@ -146,9 +149,15 @@ def convert(
         raise UserError("--weights and --pretrained were both given: expected one of them")
     if use_ema and weights is None:
         raise UserError("--use-ema was given without --weights: it chooses within a weights file")
-    name = model.rpartition("/")[2].rpartition(":")[2]
+    if Path(model).is_file():
+        raise UserError(
+            f"MODEL {model} is a file: expected a network's name, with --weights {model} if the "
+            "file holds its weights, or --strip to take the gates out of a model file"
+        )
+    name = Path(model.rpartition(":")[2]).name or "model"
     target = check_output(out or Path(f"{name}.safetensors"), force=force)
-    if pretrained or model.startswith(("hf-hub:", "hf_hub:")):
+    is_local = model.startswith("local-dir:")
+    if not is_local and (pretrained or model.startswith(("hf-hub:", "hf_hub:"))):
         what = "published weights" if pretrained else "description"
         note(f"fetching the {what} of {model}, over the network unless cached")
     with status("building the network"), warnings.catch_warnings(record=True) as warned:

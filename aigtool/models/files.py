@@ -9,10 +9,10 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from aigtool.blocks import NotResidualError
 from aigtool.conversion import put_gates, set_policy, strip
 from aigtool.errors import UserError
 from aigtool.gates import Gate
+from aigtool.graphs import NotResidualError
 from aigtool.models.description import FORMAT_VERSION, Description
 from aigtool.models.zoo import create_network
 from aigtool.output import replacing

@@ -97,6 +97,11 @@ def load_weights(
                 for key in misshapen
             ),
         ]
+        if any(".gate.fc1." in key for key in unexpected):
+            raise UserError(
+                f"weights {path} hold gates: they are a model file; `aigtool convert {path} "
+                "--strip` takes the gates out"
+            )
         shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" * (len(problems) > 4))
         raise UserError(
             f"weights {path} are of another architecture: {shown}; choose the network they were "

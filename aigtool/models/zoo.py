@@ -16,10 +16,12 @@ from timm.models import get_arch_pretrained_cfgs, load_model_config_from_hf
 from torch import nn
 
 import aigtool.models.cifar_resnet  # noqa: F401 (registers its networks with timm)
-from aigtool.blocks import Split, UnsplittableBlockError
+from aigtool.blocks import Split
 from aigtool.discovery import find_splits
 from aigtool.errors import UserError
+from aigtool.graphs import UnsplittableBlockError
 from aigtool.models.description import Description, InputSpec
+from aigtool.models.weights import classifier_name
 
 TIMM_MODULES = (
     "resnet",
@@ -161,7 +163,7 @@ class NetworkFacts:
 
     Attributes:
         name: As ``create_network`` takes it.
-        blocks: How many residual blocks it has that can be gated.
+        blocks: How many residual blocks it has that look as if they can be gated.
         params: Number of parameters.
         input_size: Channels, height and width.
         problem: Why it cannot be converted; None where it can.
@@ -304,7 +306,10 @@ def _build_torchvision(name: str, pretrained: bool, num_classes: int | None) -> 
     chosen = weights if pretrained else None
     network: nn.Module = torchvision.models.get_model(architecture, weights=chosen)
     if num_classes is not None:
-        network.fc = nn.Linear(cast(nn.Linear, network.fc).in_features, num_classes)
+        name = classifier_name(network)
+        classifier = cast(nn.Linear, network.get_submodule(name))
+        if num_classes != classifier.out_features:
+            network.set_submodule(name, nn.Linear(classifier.in_features, num_classes))
     return network
 
 

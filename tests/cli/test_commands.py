@@ -101,6 +101,18 @@ def test_convert_gates_the_blocks_that_were_asked_for(aigtool: Command, tmp_path
 BLOCKS = [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in (0, 1, 2)]
 
 
+def test_a_folder_with_a_slash_at_its_end_gives_its_name(
+    aigtool: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = timm.create_model("resnet18", num_classes=3)
+    folder = tmp_path / "own"
+    timm.models.save_for_hf(source, folder, model_config={"num_classes": 3})
+    assert aigtool("convert", "local-dir:own/", "--pretrained", "--json")["out"] == (
+        "own.safetensors"
+    )
+
+
 def test_the_papers_schedule(aigtool: Command, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     result = aigtool("convert", "test_resnet", "--targets", "1,.5,.5,1", "--out", out, "--json")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
 
 from aigtool.conversion import convert, gate_policy
@@ -86,6 +87,20 @@ def test_published_weights_without_a_network_end_in_one_line() -> None:
 def test_published_weights_that_there_are_not(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         create_network(name, pretrained=True)
+
+
+def test_a_classifier_of_the_published_size_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = torchvision.models.resnet18()
+    monkeypatch.setattr(
+        torchvision.models._api.WeightsEnum,
+        "get_state_dict",
+        lambda *_args, **_options: source.state_dict(),
+    )
+    for classes, kept in ((None, True), (1000, True), (7, False)):
+        network = create_network("torchvision:resnet18", pretrained=True, num_classes=classes)
+        assert (network.fc.weight.shape == source.fc.weight.shape) == kept
+        assert not kept or torch.equal(network.fc.weight, source.fc.weight)
+    assert create_network("torchvision:mobilenet_v2", num_classes=7).classifier[1].out_features == 7
 
 
 def test_torchvisions_weights_bring_their_input() -> None:
