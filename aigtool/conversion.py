@@ -12,7 +12,7 @@ from aigtool.blocks import GatedBlock, Split, split
 from aigtool.discovery import Discovery, find_blocks
 from aigtool.errors import UserError
 from aigtool.gates import POLICIES, Decision, Gate, Policy
-from aigtool.selection import check_target, ungated_blocks
+from aigtool.selection import check_target, parse_targets, ungated_blocks
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -22,7 +22,7 @@ def convert(
     *,
     width: int = 16,
     ungated: str | Collection[str] = (),
-    targets: Sequence[float] | None = None,
+    targets: str | Sequence[float] | None = None,
     shortcuts: Mapping[str, str] | None = None,
     skip_unsplittable: bool = False,
     input_size: tuple[int, int, int] | None = None,
@@ -38,8 +38,8 @@ def convert(
         ungated: Blocks to leave without a gate: ``first:N``, ``last:N``, ``downsample``, or
             patterns of names such as ``layer1.*``.
         targets: An execution rate for each residual block, in order, for training each gate on
-            its own; a target of 1 leaves the block without a gate. ``parse_targets`` knows the
-            paper's schedules.
+            its own; a target of 1 leaves the block without a gate. Or a text that
+            ``parse_targets`` reads, such as a schedule of the paper.
         shortcuts: By name of a block both of whose branches have as many layers, the name of a
             layer on its shortcut.
         skip_unsplittable: Whether to leave residual blocks that cannot be gated as they are, with
@@ -51,8 +51,8 @@ def convert(
         ``network``.
 
     Raises:
-        UserError: There is no residual block, one cannot be gated, the network is converted
-            already, a name or pattern is no block's, or ``targets`` has another length or values
+        UserError: It is no network or has gates already, there is no residual block, one cannot
+            be gated, a name or pattern is no block's, or ``targets`` has another length or values
             outside (0, 1].
 
     Example:
@@ -61,6 +61,11 @@ def convert(
         >>> [name for name, gate in named_gates(network)][:2]
         ['layer1.1', 'layer2.0']
     """
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            f"convert was given {network!r}: expected a network (torch.nn.Module); "
+            "create_network builds one by name"
+        )
     if any(True for _ in named_gates(network)):
         raise UserError("the network has gates already: convert the network as it was before")
     if width < 1:
@@ -112,7 +117,8 @@ def _put(network: nn.Module, name: str, parts: Split, gate: Gate) -> None:
 def _check_found(network: nn.Module, found: Discovery, skip_unsplittable: bool) -> None:
     refused, untraced = _listed(found.refused), _listed(found.untraced)
     if found.blocks and refused:
-        problem = f"{len(found.refused)} residual blocks cannot be gated: {refused}"
+        total = len(found.blocks) + len(found.refused)
+        problem = f"cannot gate {len(found.refused)} of {total} residual blocks: {refused}"
         if not skip_unsplittable:
             raise UserError(
                 f"{problem}; mend them, or gate the other {len(found.blocks)} alone with "
@@ -166,17 +172,18 @@ def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _wanted(
-    found: Discovery, ungated: str | Collection[str], targets: Sequence[float] | None
+    found: Discovery, ungated: str | Collection[str], targets: str | Sequence[float] | None
 ) -> dict[str, float | None]:
     """The blocks to gate, each with its own target if it has one."""
     names = list(found.blocks)
     wanted: dict[str, float | None] = dict.fromkeys(names)
     if targets is not None:
-        if len(targets) != len(names):
+        rates = parse_targets(targets) if isinstance(targets, str) else targets
+        if len(rates) != len(names):
             raise UserError(
-                f"{len(targets)} targets given for {len(names)} residual blocks: give one a block"
+                f"targets given: {len(rates)}; residual blocks: {len(names)}; expected one a block"
             )
-        checked = zip(names, map(check_target, targets), strict=True)
+        checked = zip(names, map(check_target, rates), strict=True)
         wanted = {name: target for name, target in checked if target < 1}
     left_out = ungated_blocks([ungated] if isinstance(ungated, str) else ungated, found.blocks)
     wanted = {name: target for name, target in wanted.items() if name not in left_out}

@@ -52,20 +52,24 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def check_output(path: str | Path, *, force: bool = False, folder: bool = False) -> Path:
+def check_output(
+    path: str | Path, *, force: bool = False, folder: bool = False, suffix: str = ""
+) -> Path:
     """Refuse an output that exists or cannot be written, before any work is spent on it.
 
     Args:
         path: What will be written.
         force: Whether an existing output may be replaced.
         folder: Whether it is a folder; an empty one counts as free.
+        suffix: What its name must end in.
 
     Returns:
         ``path`` as a ``Path``.
 
     Raises:
         UserError: It exists and ``force`` is false, it is a file where a folder is expected or the
-            other way round, it is a device, pipe or socket, or its folder cannot be written.
+            other way round, it is a device, pipe or socket, its name has another suffix, or its
+            folder cannot be written.
 
     Example:
         >>> check_output("/proc/out.safetensors")
@@ -87,6 +91,8 @@ def check_output(path: str | Path, *, force: bool = False, folder: bool = False)
         raise UserError(
             f"output {path}: the folder {parent} cannot be written; choose another place"
         )
+    if suffix and path.suffix != suffix:
+        raise UserError(f"output {path}: expected a name that ends in {suffix}")
     return path
 
 

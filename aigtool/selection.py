@@ -20,7 +20,7 @@ def ungated_blocks(patterns: Iterable[str], blocks: Mapping[str, ResidualBlock])
     Args:
         patterns: Each ``first`` or ``first:N``, ``last`` or ``last:N``, ``downsample`` (blocks
             whose output has another shape than their input), or a pattern for names such as
-            ``layer1.*``.
+            ``layer1.*``; a module's name stands for the blocks in it.
         blocks: The residual blocks of a network, in the order of execution.
 
     Raises:
@@ -50,7 +50,8 @@ def _matches(pattern: str, blocks: Mapping[str, ResidualBlock]) -> list[str]:
     if pattern == "downsample":
         matching = [name for name, block in blocks.items() if block.reshapes]
     else:
-        matching = [name for name in names if fnmatchcase(name, pattern)]
+        wanted = (pattern, f"{pattern}.*")
+        matching = [name for name in names if any(fnmatchcase(name, part) for part in wanted)]
     if not matching:
         raise UserError(
             f"ungated {pattern!r} matches no block: expected first:N, last:N, downsample, or a "

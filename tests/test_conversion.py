@@ -143,12 +143,14 @@ def test_patterns_and_targets_choose_what_is_gated() -> None:
         names[4]: 0.5,
     }
     assert list(find_blocks(network).blocks) == names
+    network = convert(create_network("resnet50"), targets="resnet50-eccv:0.3")
+    assert [gate.target for _, gate in named_gates(network)] == [0.8, *[0.3] * 8, 0.7]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"targets": [0.5]}, "1 targets given for 9 residual blocks"),
+        ({"targets": [0.5]}, "targets given: 1; residual blocks: 9"),
         ({"targets": [0.0] + [1] * 8}, "target 0"),
         ({"targets": [1] * 9}, "no block is left"),
         ({"ungated": ["layer9.*"]}, r"ungated 'layer9\.\*' matches no block"),
@@ -165,6 +167,8 @@ def test_wrong_options_are_told(options: dict[str, object], message: str) -> Non
 def test_networks_that_cannot_be_converted_are_told(small_network: nn.Module) -> None:
     with pytest.raises(UserError, match="has gates already"):
         convert(convert(small_network))
+    with pytest.raises(UserError, match="given 'resnet50': expected a network"):
+        convert("resnet50")  # type: ignore[type-var]
     with pytest.raises(UserError, match="no residual block that can be gated: looked for"):
         convert(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()))
     with pytest.raises(UserError, match="expected one of argmax"):
@@ -235,7 +239,7 @@ def test_a_reason_that_blocks_share_is_told_once() -> None:
         network.layer1[place] = Tie()
     with pytest.raises(UserError) as raised:
         convert(network)
-    assert "7 residual blocks cannot be gated: layer1.0, layer1.1, " in str(raised.value)
+    assert "cannot gate 7 of 27 residual blocks: layer1.0, layer1.1, " in str(raised.value)
     assert "layer1.4, and 2 more (its two branches" in str(raised.value)
     assert str(raised.value).count("its two branches") == 1
 

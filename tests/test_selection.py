@@ -35,6 +35,8 @@ BLOCKS = {
         ("last:2", ["layer3.0", "layer3.1"]),
         ("downsample", ["layer2.0", "layer3.0"]),
         ("layer1.*", ["layer1.0", "layer1.1"]),
+        ("layer1", ["layer1.0", "layer1.1"]),
+        ("layer[13]", ["layer1.0", "layer1.1", "layer3.0", "layer3.1"]),
         ("*.1", ["layer1.1", "layer2.1", "layer3.1"]),
     ],
 )
@@ -49,7 +51,7 @@ def test_positions_count_from_both_ends(first: int, last: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["first:0", "first:7", "last:x", "last:-1", "first:", "layer9.*", "", "layer1"]
+    "pattern", ["first:0", "first:7", "last:x", "last:-1", "first:", "layer9.*", "", "layer"]
 )
 def test_a_pattern_that_matches_no_block_is_told(pattern: str) -> None:
     with pytest.raises(UserError, match="expected"):

@@ -12,6 +12,7 @@ from aigtool.errors import UserError
 from aigtool.output import check_output
 
 GATE_WIDTH = 16
+_SUFFIX = ".safetensors"
 
 
 def convert(
@@ -155,7 +156,7 @@ def convert(
             "file holds its weights, or --strip to take the gates out of a model file"
         )
     name = Path(model.rpartition(":")[2]).name or "model"
-    target = check_output(out or Path(f"{name}.safetensors"), force=force)
+    target = check_output(out or Path(f"{name}{_SUFFIX}"), force=force, suffix=_SUFFIX)
     is_local = model.startswith("local-dir:")
     if not is_local and (pretrained or model.startswith(("hf-hub:", "hf_hub:"))):
         what = "published weights" if pretrained else "description"
@@ -236,7 +237,8 @@ def _refuse_with_strip(options: dict[str, Any]) -> None:
 
 
 def _strip(model: Path, out: Path | None, *, force: bool, json: bool) -> None:
-    target = check_output(out or model.with_name(f"{model.stem}-dense.safetensors"), force=force)
+    stripped = out or model.with_name(f"{model.stem}-dense{_SUFFIX}")
+    target = check_output(stripped, force=force, suffix=_SUFFIX)
     with status("taking the gates out"):
         from aigtool.models.files import load_model, save_model
 

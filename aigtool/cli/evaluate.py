@@ -70,13 +70,10 @@ def evaluate(
 
     The network before gating is measured beside it on the same images.
     """
-    from aigtool.errors import UserError
     from aigtool.output import check_output
 
     if out is not None:
-        check_output(out, force=force)
-        if out.suffix != ".parquet":
-            raise UserError(f"trace {out}: expected a name that ends in .parquet")
+        check_output(out, force=force, suffix=".parquet")
     with status("loading the network"):
         from aigtool.cli.opening import open_for, open_reference, ready
         from aigtool.data.images import DataSource

@@ -1,3 +1,4 @@
+import argparse
 import os
 import pickle
 from pathlib import Path
@@ -31,6 +32,8 @@ FORMS = {
     "ours.th": lambda state: {"state_dict": prefixed("module.", state), "best_prec1": 9.0},
     "compiled.pt": lambda state: {"model": prefixed("_orig_mod.", state)},
     "both.pt": lambda state: {"model": prefixed("module._orig_mod.", state), "epoch": 3},
+    "timm.pth.tar": lambda state: {"state_dict": state, "args": argparse.Namespace(lr=0.1)},
+    "lightning.ckpt": lambda state: {"state_dict": prefixed("model.", state)},
     "turned.pt": lambda state: prefixed("_orig_mod.module.", state),
     "only_ema.pth": lambda state: {"model_ema": averaged(state)},
     "ema.pth": lambda state: {"state_dict_ema": state},
@@ -59,7 +62,41 @@ def test_every_form_of_checkpoint_loads(form: str, source: nn.Module, tmp_path: 
     target = create_network("cifar_resnet20")
     loaded = load_weights(target, path)
     check_equal(target, state)
-    assert (loaded.origin, loaded.other, loaded.remarks()) == (form, None, [])
+    assert (loaded.origin, loaded.other) == (form, None)
+    assert all("the only ones in it" in remark for remark in loaded.remarks())
+    assert len(loaded.remarks()) == ("ema" in form)
+
+
+def test_the_weights_of_an_averaged_model_are_averaged(source: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "swa.pth"
+    torch.save(averaged(source.state_dict()), path)
+    for use_ema in (False, True):
+        target = create_network("cifar_resnet20")
+        load_weights(target, path, use_ema=use_ema)
+        check_equal(target, source.state_dict())
+
+
+def test_a_prefix_that_the_network_has_too_stays(source: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "wrapped.pth"
+    for prefix in ("net.", "module.net.", ""):
+        torch.save(prefixed(prefix, source.state_dict()), path)
+        target = nn.Sequential()
+        target.add_module("net", create_network("cifar_resnet20"))
+        if not prefix:
+            with pytest.raises(UserError, match=r"missing: net\.conv1\.weight"):
+                load_weights(target, path)
+            continue
+        load_weights(target, path)
+        check_equal(target.net, source.state_dict())
+
+
+def test_numbers_that_are_not_finite_are_told(source: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "astray.pth"
+    with torch.no_grad():
+        source.get_parameter("layer2.0.conv1.weight")[0, 0] = torch.nan
+    torch.save(source.state_dict(), path)
+    with pytest.raises(UserError, match=r"NaN or infinity: layer2\.0\.conv1\.weight;"):
+        load_weights(create_network("cifar_resnet20"), path)
 
 
 def test_an_old_file_without_counters_loads(source: nn.Module, tmp_path: Path) -> None:
@@ -113,7 +150,7 @@ def test_weights_without_a_classifier_load_where_it_is_new(
 ) -> None:
     path = tmp_path / "features.pth"
     torch.save({k: v for k, v in source.state_dict().items() if "linear" not in k}, path)
-    with pytest.raises(UserError, match=r"missing linear\.weight"):
+    with pytest.raises(UserError, match=r"no classifier \(linear\.weight is missing\)"):
         load_weights(create_network("cifar_resnet20"), path)
     assert load_weights(create_network("cifar_resnet20"), path, new_classes=True).fresh == "linear"
 
@@ -170,7 +207,9 @@ def test_a_cut_checkpoint_is_told(tmp_path: Path) -> None:
 def test_another_architecture_is_told_key_by_key(tmp_path: Path) -> None:
     path = tmp_path / "r32.pth"
     torch.save(create_network("cifar_resnet32").state_dict(), path)
-    with pytest.raises(UserError, match=r"unexpected layer1\.3\.conv1\.weight"):
+    with pytest.raises(
+        UserError, match=r"unexpected: layer1\.3\.conv1\.weight, .* and \d+ more; choose"
+    ):
         load_weights(create_network("cifar_resnet20"), path)
     torch.save(create_network("cifar_resnet20", num_classes=7).state_dict(), path)
     with pytest.raises(UserError, match="7 classes, the network for 10"):
