@@ -53,7 +53,9 @@ def finetune(
     target: Annotated[
         Literal["network", "per-layer"],
         typer.Option(
-            "--target", help="Hold the mean over the network to the target, or each gate."
+            "--target",
+            help="Hold the mean over the network to the target, or each gate: to its own, where "
+            "convert --targets gave it one.",
         ),
     ] = "network",
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the images.")] = 15,
@@ -146,8 +148,7 @@ def finetune(
 ) -> None:
     """Fine-tune a converted network to a target execution rate.
 
-    Writes a run folder: best.safetensors (the best epoch on validation images), dense.safetensors
-    (the network before gating), last.ckpt, metrics.csv, config.yaml and training.png.
+    Writes a run folder: the best epoch, the network before gating, metrics, settings and a figure.
     """
     from aigtool.output import check_output
     from aigtool.training.config import FinetuneConfig

@@ -45,7 +45,7 @@ def info(
         ("dense", f"{counts.gflops_dense:.4g} GFLOPs, {counts.params:,} parameters"),
         ("gates", f"{len(gated)}, width {description.gate_width}, policy {description.policy}"),
         *(
-            (step["step"], ", ".join(f"{k} {_short(v)}" for k, v in step.items() if k != "step"))
+            (step["step"], ", ".join(_detail(k, v) for k, v in step.items() if k != "step"))
             for step in description.history
         ),
     ]
@@ -88,6 +88,11 @@ def _cells(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
             ),
         ]
         stage = row["stage"]
+
+
+def _detail(name: str, value: object) -> str:
+    words = name.replace("_", " ")
+    return words if value is True else f"{words} {_short(value)}"
 
 
 def _short(value: object) -> str:

@@ -25,13 +25,14 @@ def models(
     with status("reading the registries of timm and torchvision"):
         from fnmatch import fnmatchcase
 
-        from aigtool.models.zoo import list_networks, look_up, published_weights
+        from aigtool.models.zoo import close_names, list_networks, look_up, published_weights
 
-        names = [name for name in list_networks() if fnmatchcase(name, pattern)]
+        names = [name for name in list_networks() if fnmatchcase(name, pattern.lower())]
     if not names:
+        near = close_names(pattern)
         raise UserError(
-            f"no network matches {pattern!r}; try a wider pattern, such as "
-            f"'*{pattern.strip('*')[:6]}*', or none"
+            f"no ResNet of timm, torchvision or ours matches {pattern!r}; "
+            + (f"did you mean {', '.join(near)}?" if near else "without a pattern all are listed")
         )
     if json:
         rows = []

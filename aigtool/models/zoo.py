@@ -70,6 +70,17 @@ def list_networks() -> list[str]:
     ]
 
 
+def close_names(name: str) -> list[str]:
+    """Name up to three of the networks listed that are spelt much like ``name``.
+
+    Example:
+        >>> close_names("resnet5O.a1_in1k")[0]
+        'resnet50'
+    """
+    plain = name.lower() if name.startswith(TORCHVISION) else name.lower().partition(".")[0]
+    return difflib.get_close_matches(plain.strip("*"), list_networks(), n=3, cutoff=0.6)
+
+
 def create_network(
     name: str,
     *,
@@ -320,6 +331,6 @@ def _unknown(name: str) -> UserError:
             f"network {name!r}: {prefix!r} is no library; expected torchvision:, hf-hub:, "
             "local-dir:, or no prefix for timm's networks and ours"
         )
-    near = difflib.get_close_matches(name, list_networks(), n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else "`aigtool models` lists the names"
+    near = close_names(name)
+    hint = f"did you mean {', '.join(near)}?" if near else "`aigtool models` lists the ResNets"
     return UserError(f"no network is called {name!r}; {hint}")
