@@ -1,9 +1,10 @@
 """Target-rate losses: they hold execution rates, not images, to a budget."""
 
+import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aigtool.errors import UserError
 from aigtool.gates import Decision
@@ -45,15 +46,75 @@ def per_layer_rate_loss(rates: Tensor, targets: Tensor) -> Tensor:
     return (rates - targets).square().mean()
 
 
-def network_rate_loss(rates: Tensor, target: float) -> Tensor:
+def network_rate_loss(rates: Tensor, target: float, weights: Tensor | None = None) -> Tensor:
     """Return (mean over gates of the rate - target)^2: the network chooses which blocks it keeps.
 
     Args:
         rates: ``(gates,)``, execution rates over a minibatch.
         target: The wanted mean over gates.
+        weights: ``(gates,)``, what each gate counts in the mean; they add up to 1. By default all
+            count alike.
 
     Example:
         >>> network_rate_loss(torch.tensor([0.5, 1.0]), 0.65)
         tensor(0.0100)
+        >>> network_rate_loss(torch.tensor([0.5, 1.0]), 0.5, torch.tensor([0.8, 0.2]))
+        tensor(0.0100)
     """
-    return (rates.mean() - target).square()
+    mean = rates.mean() if weights is None else (rates * weights).sum()
+    return (mean - target).square()
+
+
+def rate_band_loss(rates: Tensor, low: float, high: float) -> Tensor:
+    """Return the mean over gates of the squared distance from a band of rates.
+
+    It keeps gates off the rails: a gate inside the band is free, one outside is drawn back.
+
+    Args:
+        rates: ``(gates,)``, execution rates over a minibatch.
+        low: The band's lower end.
+        high: Its upper end.
+
+    Example:
+        >>> rate_band_loss(torch.tensor([0.1, 0.5, 1.0]), 0.2, 0.9)
+        tensor(0.0067)
+    """
+    return ((low - rates).relu() + (rates - high).relu()).square().mean()
+
+
+class RunningRates(nn.Module):
+    """Execution rates over the latest images, however small the minibatches.
+
+    The rate over a few images is noise: squared, it adds its variance to a loss, whose gradient
+    then drives gates to 0 or 1. So the value is an average over images that forgets
+    exponentially, without the bias of its start, and the gradient is that of the minibatch.
+
+    Args:
+        gates: Number of gates.
+        window: Images after which a minibatch counts 1/e of what it did.
+
+    Example:
+        >>> running = RunningRates(gates=1, window=64)
+        >>> rates = torch.tensor([1.0], requires_grad=True)
+        >>> running(rates, images=8).tolist()
+        [1.0]
+        >>> (value,) = running(torch.zeros(1, requires_grad=True), images=8).tolist()
+        >>> round(value, 3)
+        0.469
+    """
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self, gates: int, window: float = 1024) -> None:
+        super().__init__()
+        self.window = window
+        self.register_buffer("total", torch.zeros(gates))
+        self.register_buffer("weight", torch.zeros(()))
+
+    def forward(self, rates: Tensor, images: int) -> Tensor:
+        """Take in a minibatch's rates, ``(gates,)``, and return the running ones."""
+        kept = math.exp(-images / self.window)
+        self.total = kept * self.total + (1 - kept) * rates.detach()
+        self.weight = kept * self.weight + (1 - kept)
+        return self.total / self.weight + (rates - rates.detach())

@@ -16,6 +16,8 @@ FLOORS = (
     ("training",),
     ("analysis",),
     ("robustness",),
+    ("calibration",),
+    ("budget",),
     ("trace",),
     ("flops",),
     ("data",),

@@ -5,7 +5,13 @@ from hypothesis import strategies as st
 
 from aigtool.errors import UserError
 from aigtool.gates import Decision, straight_through
-from aigtool.losses import execution_rates, network_rate_loss, per_layer_rate_loss
+from aigtool.losses import (
+    RunningRates,
+    execution_rates,
+    network_rate_loss,
+    per_layer_rate_loss,
+    rate_band_loss,
+)
 
 RATES = st.lists(st.floats(0, 1), min_size=1, max_size=60)
 
@@ -61,3 +67,52 @@ def test_gradients_match_the_formulas(rates: list[float], target: float) -> None
 def test_rates_of_no_decisions_are_told() -> None:
     with pytest.raises(UserError, match="run the network, converted, within recorded_decisions"):
         execution_rates([])
+
+
+@given(RATES, st.floats(0, 0.5), st.floats(0.5, 1))
+def test_a_band_is_free_inside_and_a_square_outside(
+    rates: list[float], low: float, high: float
+) -> None:
+    given_rates = torch.tensor(rates, dtype=torch.float64)
+    nearest = given_rates.clamp(low, high)
+    expected = per_layer_rate_loss(given_rates, nearest)
+    torch.testing.assert_close(rate_band_loss(given_rates, low, high), expected)
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.floats(0, 1)), min_size=1, max_size=20))
+def test_running_rates_weigh_images_by_age(batches: list[tuple[int, float]]) -> None:
+    """Against the sum over images, each weighted by exp(-age / window)."""
+    running = RunningRates(gates=1, window=30).double()
+    for images, rate in batches:
+        value = running(torch.tensor([rate], dtype=torch.float64), images)
+    expected, weights, age = 0.0, 0.0, 0
+    for images, rate in reversed(batches):
+        weight = torch.arange(age, age + images).double().div(-30).exp().sum().item()
+        expected, weights, age = expected + weight * rate, weights + weight, age + images
+    assert value.item() == pytest.approx(expected / weights, abs=1e-9)
+
+
+def test_running_rates_have_the_minibatchs_gradient() -> None:
+    running = RunningRates(gates=2, window=100)
+    running(torch.tensor([0.0, 1.0]), 400)
+    rates = torch.tensor([0.5, 0.5], requires_grad=True)
+    value = running(rates, 4)
+    (gradient,) = torch.autograd.grad(network_rate_loss(value, 0.2), rates)
+    # d/drate = 2 (running mean - target) / gates, whatever the minibatch's size.
+    expected = (value.detach().mean() - 0.2).expand(2)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_the_running_loss_does_not_depend_on_the_size_of_minibatches() -> None:
+    """The same 4,096 draws of rate 0.5: its own square error, not the variance of a minibatch."""
+    draws = torch.bernoulli(torch.full((4096, 3), 0.5), generator=torch.Generator().manual_seed(0))
+    plain, steady = {}, {}
+    for size in (4, 128):
+        running = RunningRates(gates=3)
+        rates = [(batch.mean(0), running(batch.mean(0), size)) for batch in draws.split(size)]
+        plain[size] = torch.stack([per_layer_rate_loss(r, torch.tensor(0.5)) for r, _ in rates])
+        steady[size] = torch.stack([per_layer_rate_loss(r, torch.tensor(0.5)) for _, r in rates])
+    # The variance of a mean of n draws is 0.25 / n.
+    assert plain[4].mean().item() == pytest.approx(0.25 / 4, rel=0.1)
+    assert steady[4][-256:].mean() < 0.25 / 512
+    assert (steady[128][-8:].mean() - steady[4][-256:].mean()).abs() < 2e-4

@@ -1,0 +1,103 @@
+"""Calibration against quantiles and on a network whose gates see each other's decisions."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import nn
+from torchvision.transforms.functional import to_tensor
+
+from aigtool.budget import Budget
+from aigtool.calibration import _step, calibrate
+from aigtool.conversion import convert, named_gates
+from aigtool.data.images import ImageSet, open_images
+from aigtool.errors import UserError
+from aigtool.flops import count_flops
+from aigtool.models.description import InputSpec, PixelNetwork
+from aigtool.trace import collect_trace
+
+SPEC = InputSpec(size=(3, 32, 32))
+MARGINS = arrays(np.float64, (7, 3), elements=st.floats(-20, 20))
+WEIGHTS = np.array([0.2, 0.3, 0.5])
+
+
+@pytest.fixture
+def network(small_network: nn.Module) -> PixelNetwork:
+    """A network whose gates tell images apart."""
+    pixels = PixelNetwork(convert(small_network), SPEC).eval()
+    for _, gate in named_gates(pixels):
+        nn.init.normal_(gate.fc2.weight)
+    return pixels
+
+
+@pytest.fixture
+def images(image_folder: Path) -> ImageSet:
+    return open_images(str(image_folder), "train", to_tensor)
+
+
+@given(MARGINS, st.floats(0, 1))
+def test_a_step_spends_as_much_as_it_may(margins: np.ndarray, rate: float) -> None:
+    def spent(shift: float) -> float:
+        return float((margins > shift).mean(axis=0) @ WEIGHTS)
+
+    step = _step(margins, WEIGHTS, rate)
+    assert spent(step) <= rate + 1e-9
+    below = margins[margins <= step]
+    if len(below):  # One value more would be too much, or the step is that value's tie.
+        more = np.nextafter(below.max(), -np.inf)
+        assert spent(more) > rate - 1e-9
+
+
+@pytest.mark.parametrize("unit", ["rate", "flops"])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9])
+def test_argmax_execution_meets_the_budget(
+    unit: str, share: float, network: PixelNetwork, images: ImageSet
+) -> None:
+    flops = count_flops(network.network, SPEC.size)
+    budget = Budget(share, unit)  # type: ignore[arg-type]
+    before = [gate.threshold.item() for _, gate in named_gates(network)]
+    found = calibrate(network, images, budget, flops, batch_size=7)
+    trace = collect_trace(network, images, flops=flops, batch_size=5)
+    summary = trace.summary()
+    spent = summary["execution_rate" if unit == "rate" else "flops_fraction"]
+    # Batches of other sizes round otherwise: a decision may turn, 1 of 24 x 9.
+    assert spent == pytest.approx(found.spent, abs=0.01)
+    # 24 images and 9 gates: the finest step is 1 / 216 of the rate.
+    assert share - 0.02 <= found.spent <= share
+    after = [gate.threshold.item() for _, gate in named_gates(network)]
+    assert np.ptp(np.subtract(after, before)) < 1e-5
+
+
+def test_a_network_that_keeps_to_the_budget_may_spend_more(
+    network: PixelNetwork, images: ImageSet
+) -> None:
+    flops = count_flops(network.network, SPEC.size)
+    low = calibrate(network, images, Budget(0.3), flops)
+    high = calibrate(network, images, Budget(0.8), flops)
+    assert low.spent < high.spent <= 0.8
+    assert high.shift < 0
+
+
+def test_gates_that_tell_no_images_apart_stay_within(images: ImageSet) -> None:
+    """Of gates with one logit each, whole blocks go: 4 of 9 fit into a half."""
+    torch.manual_seed(0)
+    from aigtool.models.zoo import create_network
+
+    network = PixelNetwork(convert(create_network("cifar_resnet20", num_classes=3)), SPEC).eval()
+    for place, (_, gate) in enumerate(named_gates(network)):
+        nn.init.zeros_(gate.fc2.weight)
+        gate.fc2.bias.data.copy_(torch.tensor([0.0, place + 1.0]))
+    found = calibrate(network, images, Budget(0.5), count_flops(network.network, SPEC.size))
+    assert found.spent == pytest.approx(4 / 9)
+    assert 5 <= found.shift < 6
+
+
+def test_a_budget_out_of_reach_changes_nothing(network: PixelNetwork, images: ImageSet) -> None:
+    flops = count_flops(network.network, SPEC.size)
+    with pytest.raises(UserError, match="lowest that can be reached"):
+        calibrate(network, images, Budget(0.001, "flops"), flops)
+    assert all(gate.threshold == 0 for _, gate in named_gates(network))
