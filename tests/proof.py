@@ -60,14 +60,15 @@ class Proof:
         )
 
 
-def prove(name: str, **options: Any) -> Proof:
+def prove(name: str, size: int | None = None, **options: Any) -> Proof:
     """Build a network with random weights, convert it, and compare it with what it was.
 
-    Blocks that cannot be gated are left as they are.
+    Blocks that cannot be gated are left as they are. Images are as small as the network takes
+    unless their ``size`` is given.
     """
     torch.manual_seed(0)
     network = create_network(name, options=options)
-    size = smallest_size(network)
+    size = size or smallest_size(network)
     enliven(network, size)
     x = torch.randn(3, 3, size, size)
     with torch.no_grad():

@@ -76,10 +76,10 @@ class Mixes(Block):
         return x + x.std() * self.conv(x)
 
 
-class MixesAtRandom(Block):
+class ScaledByChance(Block):
     def forward(self, x: Tensor) -> Tensor:
-        share = torch.rand(x.size())
-        return share * self.conv(x) + (1 - share) * x
+        residual = self.conv(x)
+        return x + residual * torch.rand_like(residual)
 
 
 class OfOneSize(Block):
@@ -157,7 +157,7 @@ REFUSED = {
         "0",
         "depends on the images beside it",
     ),
-    "chance": (nn.Sequential(MixesAtRandom(), Block()), "0", "or on chance"),
+    "chance": (nn.Sequential(ScaledByChance(), Block()), "0", "or on chance"),
     "broadcast": (nn.Sequential(Broadcasts(), Block()), "0", "branches have the shapes"),
     "folded images": (nn.Sequential(FoldsImages(), Block()), "0", "an entry an image"),
     "tokens": (nn.Sequential(Block(), nn.Flatten(2), Tokens()), "2", "no batch of feature maps"),

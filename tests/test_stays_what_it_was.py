@@ -105,7 +105,9 @@ def test_copies_and_states(pair: tuple[nn.Module, nn.Module], images: Tensor) ->
 @pytest.mark.parametrize("name", NETWORKS)
 def test_stripping_gives_the_source_its_weights_back(name: str, tmp_path: Path) -> None:
     source = create_network(name, num_classes=5)
-    weights, gated, dense = (tmp_path / file for file in ("w.pth", "gated.st", "dense.st"))
+    weights, gated, dense = (
+        tmp_path / file for file in ("w.pth", "g.safetensors", "d.safetensors")
+    )
     torch.save(source.state_dict(), weights)
     options = ["--num-classes", "5", "--weights", str(weights), "--out", str(gated)]
     assert run(["convert", name, *options]) == 0
