@@ -12,6 +12,9 @@ from .analysis.rates import (
 )
 from .blocks import GatedBlock as GatedBlock
 from .blocks import split as split
+from .budget import Budget as Budget
+from .calibration import Calibration as Calibration
+from .calibration import calibrate as calibrate
 from .conversion import (
     convert as convert,
 )
@@ -57,6 +60,9 @@ from .gates import Gate as Gate
 from .gates import straight_through as straight_through
 from .graphs import NotResidualError as NotResidualError
 from .losses import (
+    RunningRates as RunningRates,
+)
+from .losses import (
     execution_rates as execution_rates,
 )
 from .losses import (
@@ -64,6 +70,9 @@ from .losses import (
 )
 from .losses import (
     per_layer_rate_loss as per_layer_rate_loss,
+)
+from .losses import (
+    rate_band_loss as rate_band_loss,
 )
 from .models.description import (
     Description as Description,

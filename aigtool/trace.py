@@ -113,6 +113,7 @@ class ExecutionTrace:
             "gflops_dense": self.flops.gflops_dense,
             "gflops_executed": executed,
             "flops_fraction": executed / self.flops.gflops_dense,
+            "flops_fraction_stdev": float(self.gflops.std()) / self.flops.gflops_dense,
             "adaptive_gates": int(((rates > low) & (rates < high)).sum()),
             "always_on_gates": int((rates >= high).sum()),
             "always_off_gates": int((rates <= low).sum()),

@@ -18,6 +18,7 @@ from aigtool.data.images import ImageSet, open_images
 from aigtool.errors import UserError
 from aigtool.flops import count_flops
 from aigtool.models.description import InputSpec, PixelNetwork
+from aigtool.models.zoo import create_network
 from aigtool.trace import collect_trace
 
 SPEC = InputSpec(size=(3, 32, 32))
@@ -85,8 +86,6 @@ def test_a_network_that_keeps_to_the_budget_may_spend_more(
 def test_gates_that_tell_no_images_apart_stay_within(images: ImageSet) -> None:
     """Of gates with one logit each, whole blocks go: 4 of 9 fit into a half."""
     torch.manual_seed(0)
-    from aigtool.models.zoo import create_network
-
     network = PixelNetwork(convert(create_network("cifar_resnet20", num_classes=3)), SPEC).eval()
     for place, (_, gate) in enumerate(named_gates(network)):
         nn.init.zeros_(gate.fc2.weight)

@@ -70,6 +70,7 @@ def test_summary_by_hand(small_trace: ExecutionTrace) -> None:
         "execution_rate": 0.625,
         "gflops_executed": 1.002 - 0.3,
         "flops_fraction": 0.702,
+        "flops_fraction_stdev": 0.4 * np.sqrt(0.25 * 0.75),
         "adaptive_gates": 1,
         "always_on_gates": 1,
         "always_off_gates": 0,

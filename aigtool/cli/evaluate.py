@@ -1,16 +1,13 @@
 """``aigtool evaluate``: accuracy, execution rates, GFLOPs and images a second."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from aigtool.cli.console import (
-    percent,
     print_json,
     print_table,
-    progress,
     share,
     status,
     warn,
@@ -35,6 +32,7 @@ from aigtool.cli.options import (
     Split,
     Workers,
 )
+from aigtool.cli.reporting import print_summaries
 
 
 def evaluate(
@@ -75,11 +73,10 @@ def evaluate(
     if out is not None:
         check_output(out, force=force, suffix=".parquet")
     with status("loading the network"):
-        from aigtool.cli.opening import open_for, open_reference, ready
+        from aigtool.cli.opening import collect, open_for, open_reference, ready
         from aigtool.data.images import DataSource
         from aigtool.device import find_device
         from aigtool.models.files import load_model
-        from aigtool.trace import collect_trace
 
         where = find_device(device)
         loaded = load_model(model)
@@ -88,30 +85,13 @@ def evaluate(
         images = open_for(loaded, source, split, limit)
         subject = ready(loaded, where, seed)
         kind, reference = open_reference(loaded, model, dense)
-    with progress("evaluating", len(images)) as advance:
-        trace = collect_trace(
-            subject.network,
-            images,
-            flops=subject.flops,
-            policy=chosen,
-            batch_size=batch_size,
-            workers=workers,
-            progress=advance,
-        )
+    trace = collect("evaluating", subject, images, chosen, batch_size, workers)
     summary = trace.summary()
     beside: dict[str, Any] | None = None
     if reference is not loaded or (trace.gates and chosen != "open"):
         other = ready(reference, where)
-        with progress(f"evaluating {kind}", len(images)) as advance:
-            beside = collect_trace(
-                other.network,
-                images,
-                flops=other.flops,
-                policy="open",
-                batch_size=batch_size,
-                workers=workers,
-                progress=advance,
-            ).summary()
+        label = f"evaluating {kind}"
+        beside = collect(label, other, images, "open", batch_size, workers).summary()
     if out is not None:
         trace.save(out)
     if json:
@@ -131,24 +111,10 @@ def _show(summary: dict[str, Any], beside: dict[str, Any] | None, kind: str, sou
     columns = {f"policy {summary['policy']}" if summary["gates"] else "no gates": summary}
     if beside is not None:
         columns[kind] = beside
-    rows: dict[str, Callable[[dict[str, Any]], str]] = {
-        "top-1": lambda s: percent(s["top1"], s["top1_stderr"]),
-        "right": lambda s: f"{s['correct']} of {s['images']}",
-        "top-5": lambda s: percent(s["top5"], s["top5_stderr"]),
-        "execution rate": lambda s: share(s["execution_rate"]),
-        "GFLOPs executed": lambda s: f"{s['gflops_executed']:.4g}",
-        "of dense": lambda s: share(s["flops_fraction"]),
-        "images/s": lambda s: f"{s['images_per_second']:,.0f}",
-    }
-    print_table(
-        f"{source}, {summary['images']} images, {summary['gflops_dense']:.4g} GFLOPs dense",
-        ["", *columns],
-        [[name, *(show(column) for column in columns.values())] for name, show in rows.items()],
-    )
+    print_summaries(f"{source}, {summary['images']} images", columns)
     if summary["gates"]:
         print_table(
-            f"{summary['adaptive_gates']} gates adaptive, {summary['always_on_gates']} always on, "
-            f"{summary['always_off_gates']} always off",
+            "",
             ["gate", "execution rate", "target"],
             [
                 [gate["name"], share(gate["rate"]), share(gate["target"])]

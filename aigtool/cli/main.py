@@ -10,6 +10,7 @@ import typer
 
 from aigtool.cli.analyze import analyze
 from aigtool.cli.attack import attack
+from aigtool.cli.calibrate import calibrate
 from aigtool.cli.console import Settings, err
 from aigtool.cli.convert import convert
 from aigtool.cli.demo import demo
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (models, convert, finetune, evaluate, flops, analyze, attack, info, demo):
+for command in (models, convert, finetune, calibrate, evaluate, flops, analyze, attack, info, demo):
     app.command()(command)
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]

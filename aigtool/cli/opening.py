@@ -5,12 +5,14 @@ from pathlib import Path
 
 import torch
 
-from aigtool.cli.console import note, warn
+from aigtool.cli.console import note, progress, warn
 from aigtool.data.images import DataSource, ImageSet, default_split, open_images
 from aigtool.data.loading import eval_transform
 from aigtool.flops import NetworkFlops, count_flops
+from aigtool.gates import Policy
 from aigtool.models.description import PixelNetwork
 from aigtool.models.files import Model, load_reference
+from aigtool.trace import ExecutionTrace, collect_trace
 
 
 @dataclass(frozen=True)
@@ -58,3 +60,19 @@ def open_reference(model: Model, path: Path, dense: Path | None) -> tuple[str, M
         return name, reference
     names = reference.description.class_names or model.description.class_names
     return name, replace(reference, description=replace(reference.description, class_names=names))
+
+
+def collect(
+    label: str, subject: Ready, images: ImageSet, policy: Policy, batch_size: int, workers: int
+) -> ExecutionTrace:
+    """Run a network over images and show how far it is."""
+    with progress(label, len(images)) as advance:
+        return collect_trace(
+            subject.network,
+            images,
+            flops=subject.flops,
+            policy=policy,
+            batch_size=batch_size,
+            workers=workers,
+            progress=advance,
+        )

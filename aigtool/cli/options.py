@@ -1,12 +1,15 @@
 """Options that several commands share, named as timm names them."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from aigtool.cli.console import Settings
 from aigtool.errors import UserError
+
+if TYPE_CHECKING:
+    from aigtool.budget import Budget
 
 Policy = Literal["argmax", "sampled", "open", "closed", "expected"]
 """As in ``aigtool.gates``, which imports torch."""
@@ -163,6 +166,32 @@ def _epsilon(text: str) -> float:
         hint = f"; did you mean {text}/255?" if value > 1 and not slash else ""
         raise UserError(f"epsilon {text}: expected a number from 0 to 1, such as 8/255{hint}")
     return value
+
+
+def parse_budgets(rates: str | None, flops: str | None) -> "list[Budget]":
+    """Read budgets such as ``0.5,0.6`` of one of the units.
+
+    Raises:
+        UserError: Both or neither are given, or one is no number above 0 and below 1.
+
+    Example:
+        >>> [str(budget) for budget in parse_budgets(None, "0.5, 0.6")]
+        ['target flops 0.5', 'target flops 0.6']
+    """
+    from aigtool.budget import Budget
+
+    if (rates is None) == (flops is None):
+        raise UserError(
+            "budget: expected one of --target-flops and --target-rate, such as --target-flops 0.6"
+        )
+    given = flops or rates or ""
+    try:
+        shares = [float(part) for part in given.split(",")]
+    except ValueError as error:
+        raise UserError(
+            f"budget {given!r}: expected numbers above 0 and below 1 with commas between"
+        ) from error
+    return [Budget(share, "rate" if flops is None else "flops") for share in shares]
 
 
 def parse_qualities(text: str) -> list[int]:

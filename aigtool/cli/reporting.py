@@ -1,14 +1,41 @@
-"""A training run as it is shown while it goes on."""
+"""What several commands show: networks side by side, and a training run while it goes on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from aigtool.cli.console import note, percent, progress, share
+from aigtool.cli.console import note, percent, print_table, progress, share
 
 if TYPE_CHECKING:
     from aigtool.training.config import FinetuneConfig
     from aigtool.training.loop import StepReport
+
+
+def gate_counts(summary: dict[str, Any]) -> str:
+    """Show how many gates are adaptive, always on and always off."""
+    counts = (summary[f"{kind}_gates"] for kind in ("adaptive", "always_on", "always_off"))
+    return " / ".join(map(str, counts)) if summary["gates"] else "-"
+
+
+def print_summaries(title: str, summaries: Mapping[str, dict[str, Any]]) -> None:
+    """Print what traces sum up to, a column each."""
+    rows: dict[str, Callable[[dict[str, Any]], str]] = {
+        "top-1": lambda s: percent(s["top1"], s["top1_stderr"]),
+        "right": lambda s: f"{s['correct']} of {s['images']}",
+        "top-5": lambda s: percent(s["top5"], s["top5_stderr"]),
+        "execution rate": lambda s: share(s["execution_rate"]),
+        "GFLOPs executed": lambda s: f"{s['gflops_executed']:.4g}",
+        "of dense": lambda s: share(s["flops_fraction"]),
+        "spread over images": lambda s: share(s["flops_fraction_stdev"]),
+        "gates adaptive / on / off": gate_counts,
+        "images/s": lambda s: f"{s['images_per_second']:,.0f}",
+    }
+    dense = next(iter(summaries.values()))["gflops_dense"]
+    print_table(
+        f"{title}, {dense:.4g} GFLOPs dense",
+        ["", *summaries],
+        [[name, *(show(summary) for summary in summaries.values())] for name, show in rows.items()],
+    )
 
 
 @contextmanager

@@ -191,6 +191,26 @@ def default_split(source: DataSource) -> str:
     return next((split for split in ("test", "val", "train") if has_split(source, split)), "")
 
 
+def validation_split(source: DataSource) -> str:
+    """Return the split to choose by when none is named: val, or the folder where it has no splits.
+
+    Raises:
+        UserError: The data has other splits only.
+
+    Example:
+        >>> validation_split(DataSource("digits"))
+        'val'
+    """
+    if default_split(source) in ("validation", ""):
+        return default_split(source)
+    if not has_split(source, "val"):
+        raise UserError(
+            f"data {source.name} has no val/: name with --split what to choose by, which is "
+            "neither what the network was trained on nor what it will be judged by"
+        )
+    return "val"
+
+
 def open_images(
     source: DataSource | str,
     split: str,

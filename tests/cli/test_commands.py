@@ -11,9 +11,11 @@ import safetensors.torch
 import timm
 import torch
 import yaml
+from torch import nn
 
 from aigtool.cli.main import run
-from aigtool.models.files import load_model
+from aigtool.conversion import named_gates
+from aigtool.models.files import load_model, save_model
 from aigtool.models.zoo import create_network
 from aigtool.trace import load_trace
 
@@ -209,6 +211,36 @@ def test_the_way_from_a_folder_to_figures(
     assert {row["quality"] for row in rows} == {None, 75}
     assert (best.parent / "best-attack" / "attack.png").is_file()
     assert "JPEG 75" in aigtool("attack", best, *data, "--out", tmp_path / "again").out
+
+
+def test_calibrate_makes_a_model_file_a_budget(
+    aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    made = load_model(model)
+    torch.manual_seed(0)
+    for _, gate in named_gates(made.network):
+        nn.init.normal_(gate.fc2.weight)
+    save_model(model, made.network, made.description)
+    data = ["--data", image_folder, "--workers", "0"]
+    result = aigtool("calibrate", model, *data, "--target-flops", "0.5,0.9", "--json")
+    assert result["reference"]["flops_fraction"] == 1.0
+    for row, share in zip(result["rows"], (0.5, 0.9), strict=True):
+        assert row["out"] == str(tmp_path / f"r20-flops{share}.safetensors")
+        assert share - 0.1 < row["flops_fraction"] <= share
+        again = aigtool("evaluate", row["out"], *data, "--split", "val", "--json")
+        assert again["flops_fraction"] == pytest.approx(row["flops_fraction"], abs=0.01)
+        history = load_model(row["out"]).description.history
+        assert (history[-1]["step"], history[-1]["target_flops"]) == ("calibrate", share)
+        assert history[-1]["images"] == 12
+    shifts = [row["shift"] for row in result["rows"]]
+    assert shifts[0] > shifts[1]
+    stored = aigtool("info", tmp_path / "r20-flops0.5.safetensors", "--json")["gates"]
+    assert [gate["threshold"] for gate in stored] == pytest.approx([shifts[0]] * 9, abs=1e-5)
+
+    out = tmp_path / "one.safetensors"
+    shown = aigtool("calibrate", model, *data, "--target-rate", "0.5", "--out", out)
+    assert "target rate 0.5" in shown.out
+    assert load_model(out).description.history[-1]["target_rate"] == 0.5
 
 
 def test_json_keys_that_others_build_on(aigtool: Command, model: Path, image_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ def workplace(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Path(folder).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(f"{folder}/a.png")
     Path("broken/red/b.png").write_bytes(b"no image")
+    shutil.copytree("images", "unvalidated")
+    shutil.rmtree("unvalidated/val")
     Path("taken").mkdir()
     Path("taken/file").touch()
     os.mkfifo("pipe")
@@ -50,6 +53,7 @@ def workplace(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 EVALUATE = ["evaluate", "m.safetensors", "--workers", "0", "--data"]
+CALIBRATE = ["calibrate", "m.safetensors", "--workers", "0", "--data", "images"]
 FINETUNE = ["finetune", "m.safetensors", "--data", "images", "--workers", "0"]
 ATTACK = ["attack", "m.safetensors", "--data", "images", "--out", "out"]
 CIFAR20 = ["convert", "cifar_resnet20", "--out", "out.safetensors"]
@@ -121,6 +125,20 @@ CASES = {
         "cannot be written",
     ),
     "no model": (["models", "zzz*"], "without a pattern all are listed"),
+    "no budget": ([*CALIBRATE], "expected one of --target-flops and --target-rate"),
+    "two budgets": ([*CALIBRATE, "--target-flops", ".5", "--target-rate", ".5"], "expected one of"),
+    "budget no number": ([*CALIBRATE, "--target-flops", "0.5,x"], "budget '0.5,x'"),
+    "budget over 1": ([*CALIBRATE, "--target-flops", "60"], "target flops 60: expected a number"),
+    "budget out of reach": ([*CALIBRATE, "--target-flops", "0.01"], "lowest that can be reached"),
+    "budgets exist": ([*CALIBRATE, "--target-rate", ".5,.6", "--out", "text.th"], "cannot be"),
+    "calibrate without gates": (
+        ["calibrate", "dense.st", "--data", "images", "--target-rate", "0.5"],
+        "the network has no gates",
+    ),
+    "nothing to choose by": (
+        ["calibrate", "m.safetensors", "--data", "unvalidated", "--target-rate", "0.5"],
+        "has no val/: name with --split",
+    ),
     "missing model": (["info", "no.safetensors"], "aigtool convert"),
     "model is no model": (["flops", "text.th"], "not a whole .safetensors"),
     "missing data": ([*EVALUATE, "no-folder"], "no such folder"),
@@ -216,7 +234,7 @@ def test_ctrl_c_is_exit_code_130(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("aigtool.trace.collect_trace", interrupt)
+    monkeypatch.setattr("aigtool.cli.opening.collect_trace", interrupt)
     assert run([*EVALUATE, "images"]) == 130
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: interrupted")
 
@@ -226,7 +244,7 @@ def test_a_defect_of_ours_shows_where_it_is(monkeypatch: pytest.MonkeyPatch) -> 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("ours")
 
-    monkeypatch.setattr("aigtool.trace.collect_trace", fail)
+    monkeypatch.setattr("aigtool.cli.opening.collect_trace", fail)
     with pytest.raises(RuntimeError, match="ours"):
         run([*EVALUATE, "images"])
 
