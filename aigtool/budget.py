@@ -1,13 +1,15 @@
 """Budgets: how much of itself a network may run."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from aigtool.errors import UserError
-from aigtool.flops import NetworkFlops
+
+if TYPE_CHECKING:
+    from aigtool.flops import NetworkFlops
 
 Unit = Literal["rate", "flops"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
@@ -51,7 +53,7 @@ class Budget:
     def __str__(self) -> str:
         return f"target {self.unit} {self.share:g}"
 
-    def check(self, flops: NetworkFlops) -> None:
+    def check(self, flops: "NetworkFlops") -> None:
         """Refuse a budget that closed gates alone overspend.
 
         Raises:
@@ -65,29 +67,29 @@ class Budget:
                 f"lowest that can be reached is {least:.3f}; ask for more, or gate more blocks"
             )
 
-    def least(self, flops: NetworkFlops) -> float:
+    def least(self, flops: "NetworkFlops") -> float:
         """Return what is spent with every gate closed."""
         if self.unit == "rate":
             return 0.0
         return 1 - self.span(flops) + flops.gate_gflops / flops.gflops_dense
 
-    def span(self, flops: NetworkFlops) -> float:
+    def span(self, flops: "NetworkFlops") -> float:
         """Return what open gates spend beyond closed ones."""
         if self.unit == "rate":
             return 1.0
         return sum(block.skippable for block in flops.gated_blocks) / flops.gflops_dense
 
-    def weights(self, flops: NetworkFlops) -> Floats:
+    def weights(self, flops: "NetworkFlops") -> Floats:
         """Return each gate's part of what can be saved, ``(gates,)``; they add up to 1."""
         gated = flops.gated_blocks
         parts = np.array([block.skippable if self.unit == "flops" else 1.0 for block in gated])
         weights: Floats = parts / parts.sum()
         return weights
 
-    def mean_rate(self, flops: NetworkFlops) -> float:
+    def mean_rate(self, flops: "NetworkFlops") -> float:
         """Return the mean execution rate, by ``weights``, at which the budget is just spent."""
         return (self.share - self.least(flops)) / self.span(flops)
 
-    def spent(self, rates: Floats, flops: NetworkFlops) -> float:
+    def spent(self, rates: Floats, flops: "NetworkFlops") -> float:
         """Return what gates with these execution rates, ``(gates,)``, spend."""
         return self.least(flops) + self.span(flops) * float(self.weights(flops) @ rates)

@@ -1,6 +1,5 @@
 """Calibration: thresholds of gates at which a network keeps to a budget, without training."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
@@ -29,11 +28,13 @@ class Calibration:
     Attributes:
         shift: The logit that was added to every gate's threshold.
         spent: What the network spends of itself with it, in the budget's unit.
+        before: What it spends without.
         passes: How often the images were run.
     """
 
     shift: float
     spent: float
+    before: float
     passes: int
 
 
@@ -45,7 +46,6 @@ def calibrate(
     *,
     batch_size: int = 128,
     workers: int = 0,
-    on_pass: Callable[[int, float, float], None] = lambda *_: None,
 ) -> Calibration:
     """Shift the thresholds of all gates by one logit so that argmax execution meets a budget.
 
@@ -62,7 +62,6 @@ def calibrate(
         flops: What ``count_flops`` counted for the network.
         batch_size: Images a batch.
         workers: Processes that read images.
-        on_pass: Called after each pass with its number, the shift tried and what it spent.
 
     Returns:
         The shift with the most spent within the budget.
@@ -91,21 +90,22 @@ def calibrate(
     gates = [gate for _, gate in named_gates(network)]
     start = [gate.threshold.clone() for gate in gates]
     # Tried shifts that spend too much and those that do not: the best lies between them.
-    over, within, best = -np.inf, np.inf, Calibration(np.inf, budget.least(flops), 0)
-    shift = 0.0
+    over, within = -np.inf, np.inf
+    shift, best = 0.0, (np.inf, budget.least(flops))
     for passes in count(1):
         for gate, threshold in zip(gates, start, strict=True):
             gate.threshold.copy_(threshold + shift)
         margins = _margins(network, images, batch_size, workers)
         spent = budget.spent((margins > 0).mean(axis=0), flops)
-        on_pass(passes, shift, spent)
+        if passes == 1:
+            before = spent
         if spent > budget.share:
             over = max(over, shift)
         else:
             within = min(within, shift)
-            if spent > best.spent or np.isinf(best.shift):
-                best = Calibration(shift, spent, passes)
-        if passes == _PASSES or 0 <= budget.share - best.spent <= _ENOUGH:
+            if spent > best[1] or np.isinf(best[0]):
+                best = (shift, spent)
+        if passes == _PASSES or 0 <= budget.share - best[1] <= _ENOUGH:
             break
         shift += _step(margins, budget.weights(flops), budget.mean_rate(flops))
         if not over < shift < within:
@@ -113,8 +113,8 @@ def calibrate(
         if not np.isfinite(shift) or within - over < _FINE:
             break
     for gate, threshold in zip(gates, start, strict=True):
-        gate.threshold.copy_(threshold + best.shift)
-    return Calibration(best.shift, best.spent, passes)
+        gate.threshold.copy_(threshold + best[0])
+    return Calibration(*best, before, passes)
 
 
 def _margins(network: PixelNetwork, images: ImageSet, batch_size: int, workers: int) -> Floats:

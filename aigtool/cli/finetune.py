@@ -1,8 +1,10 @@
 """``aigtool finetune``: train gates and network to a target execution rate."""
 
-from dataclasses import replace
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,7 +22,6 @@ from aigtool.cli.console import (
 from aigtool.cli.options import (
     BatchSize,
     ClassMap,
-    Data,
     DataDir,
     Debug,
     Dense,
@@ -29,7 +30,6 @@ from aigtool.cli.options import (
     Force,
     Json,
     Limit,
-    ModelFile,
     Quiet,
     Seed,
     Workers,
@@ -44,12 +44,34 @@ _RECIPE = "Recipe"
 
 
 def finetune(
-    model: ModelFile,
-    data: Data,
+    ctx: typer.Context,
+    model: Annotated[
+        Path | None,
+        typer.Argument(metavar="MODEL", help="Model file that convert or finetune wrote."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="FOLDER|digits|NAME",
+            help="A folder with train/ and perhaps val/, each with a folder a class; 'digits'; or "
+            "a timm data set name such as torch/cifar10.",
+            rich_help_panel="Data",
+        ),
+    ] = None,
     target_rate: Annotated[
-        float,
-        typer.Option("--target-rate", help="The mean execution rate to reach, between 0 and 1."),
-    ] = 0.6,
+        float | None,
+        typer.Option(
+            "--target-rate", help="The mean execution rate over gates to end with; 0.6 by default."
+        ),
+    ] = None,
+    target_flops: Annotated[
+        float | None,
+        typer.Option(
+            "--target-flops",
+            help="Executed GFLOPs over those of the dense network to end with, instead.",
+        ),
+    ] = None,
     target: Annotated[
         Literal["network", "per-layer"],
         typer.Option(
@@ -67,6 +89,15 @@ def finetune(
             metavar="FOLDER",
             help="The run folder; runs/NAME by default.",
             rich_help_panel="Output",
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="FOLDER",
+            help="Go on with the run in this folder, from its last saved step; it knows its "
+            "options.",
         ),
     ] = None,
     dense: Dense = None,
@@ -98,6 +129,14 @@ def finetune(
             "--rate-weight", help="Weight of the target-rate loss.", rich_help_panel=_RECIPE
         ),
     ] = 30.0,
+    band: Annotated[
+        float,
+        typer.Option(
+            "--band",
+            help="Weight of the loss that keeps each gate's rate off 0 and 1.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = 0.0,
     distill: Annotated[
         float | None,
         typer.Option(
@@ -107,6 +146,37 @@ def finetune(
             rich_help_panel=_RECIPE,
         ),
     ] = None,
+    distill_temperature: Annotated[
+        float,
+        typer.Option(
+            "--distill-temperature",
+            help="Of both networks' softmax in that loss.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = 1.0,
+    smoothing: Annotated[
+        float, typer.Option("--smoothing", help="Label smoothing.", rich_help_panel=_RECIPE)
+    ] = 0.0,
+    grad_accum_steps: Annotated[
+        int,
+        typer.Option(
+            "--grad-accum-steps", min=1, help="Minibatches a step.", rich_help_panel=_RECIPE
+        ),
+    ] = 1,
+    clip_grad: Annotated[
+        float,
+        typer.Option(
+            "--clip-grad",
+            help="Clip gradients to this norm; 0 leaves them.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = 0.0,
+    train: Annotated[
+        Literal["all", "gates"],
+        typer.Option(
+            "--train", help="The whole network, or the gates alone.", rich_help_panel=_RECIPE
+        ),
+    ] = "all",
     noise_hold: Annotated[
         float,
         typer.Option(
@@ -146,39 +216,30 @@ def finetune(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Fine-tune a converted network to a target execution rate.
+    """Fine-tune a converted network to a budget: a target execution rate, or a share of GFLOPs.
 
     Writes a run folder: the best epoch, the network before gating, metrics, settings and a figure.
     """
+    settings = dict(locals())
+    from aigtool.errors import UserError
     from aigtool.output import check_output
     from aigtool.training.config import FinetuneConfig
 
+    if resume is not None:
+        settings |= _stored(resume, ctx, settings)
+    elif model is None or data is None:
+        raise UserError("expected MODEL and --data, or --resume with the folder of a run")
     # Checked before torch is imported, so that a slip is answered at once.
-    config = FinetuneConfig(
-        target_rate=target_rate,
-        target=target,
-        rate_weight=rate_weight,
-        epochs=epochs,
-        batch_size=batch_size,
-        opt=opt,
-        lr=lr,
-        gate_lr=gate_lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        sched=sched,
-        warmup_epochs=warmup_epochs,
-        noise_hold=noise_hold,
-        distill=0.5 if distill is None else distill,
-        seed=seed,
-        workers=workers,
-    )
-    folder = check_output(out or Path("runs") / model.stem, force=force, folder=True)
+    names = [field.name for field in fields(FinetuneConfig)]
+    chosen = {name: settings[name] for name in names if settings.get(name) is not None}
+    config = FinetuneConfig(**chosen)
+    model, data = Path(settings["model"]), str(settings["data"])
+    folder = resume or check_output(out or Path("runs") / model.stem, force=force, folder=True)
     with status("loading the network"):
         from aigtool.cli.opening import open_reference, ready
         from aigtool.data.images import DataSource
         from aigtool.data.training import open_training_images
         from aigtool.device import find_device
-        from aigtool.errors import UserError
         from aigtool.models.files import load_model
         from aigtool.training.loop import finetune as finetune_network
         from aigtool.training.run_folder import RunFolder
@@ -187,21 +248,28 @@ def finetune(
         loaded = load_model(model)
         if not loaded.description.gated_blocks:
             raise UserError(f"{model} has no gates: make it adaptive with aigtool convert first")
+        digest = hashlib.sha256(model.read_bytes()).hexdigest()
+        if resume is not None and settings["model_sha256"] != digest:
+            raise UserError(
+                f"{model} is not the model that the run in {resume} was started with: put that "
+                "one back, or start a new run"
+            )
         images = open_training_images(
             loaded.description,
-            DataSource(data, data_dir, download, class_map),
-            val_fraction=val_fraction,
-            seed=seed,
-            hflip=hflip,
+            DataSource(data, settings["data_dir"], settings["download"], settings["class_map"]),
+            val_fraction=settings["val_fraction"],
+            seed=config.seed,
+            hflip=settings["hflip"],
         )
-        images = replace(images, train=images.train.limited(limit))
-        kind, reference = open_reference(loaded, model, dense)
+        images = replace(images, train=images.train.limited(settings["limit"]))
+        given = None if settings["dense"] is None else Path(settings["dense"])
+        kind, reference = open_reference(loaded, model, given)
         teacher = reference.network if kind == "dense" else None
-    if distill is None and teacher is None and loaded.description.new_classifier:
+    if settings["distill"] is None and teacher is None and loaded.description.new_classifier:
         config = replace(config, distill=0.0)
         note("the classifier is new, so nothing is learnt from the network before gating")
     note(f"data: {data}, {len(images.train)} images to train on, {len(images.val)} to validate on")
-    _tell_before(ready(reference, where), images, kind, batch_size, workers)
+    _tell_before(ready(reference, where), images, kind, config.batch_size, config.workers)
     with training_progress(config, len(images.train)) as (on_step, on_epoch):
         result = finetune_network(
             loaded,
@@ -210,15 +278,10 @@ def finetune(
             config,
             out=folder,
             teacher=teacher,
+            resume=resume is not None,
             device=where,
-            context={
-                "model": str(model),
-                "data": data,
-                "limit": limit,
-                "hflip": hflip,
-                "val_fraction": val_fraction if images.held_out else None,
-                "device": str(where),
-            },
+            context={name: _plain(settings[name]) for name in _CONTEXT}
+            | {"model_sha256": digest, "device": str(where)},
             on_step=on_step,
             on_epoch=on_epoch,
         )
@@ -227,14 +290,20 @@ def finetune(
         headline = {name: best[name] for name in _HEADLINE}
         print_json({"out": str(folder), "epoch": result.epoch, **headline})
     else:
-        gates = len(loaded.description.gated_blocks)
         print_facts(
-            f"Best epoch: {result.epoch} of {epochs}, on {best['val_images']} validation images",
+            f"Best epoch: {result.epoch} of {config.epochs}, on {best['val_images']} validation "
+            "images",
             [
+                ("asked", str(config.budget)),
                 ("top-1", percent(best["val_top1"], best["val_top1_stderr"])),
-                ("execution rate", f"{share(best['val_execution_rate'])}, asked {target_rate:g}"),
+                ("execution rate", share(best["val_execution_rate"])),
                 ("GFLOPs of dense", share(best["val_flops_fraction"])),
-                ("adaptive gates", f"{best['val_adaptive_gates']} of {gates}"),
+                ("spread over images", share(best["val_flops_fraction_stdev"])),
+                (
+                    "gates",
+                    f"{best['val_adaptive_gates']} adaptive, {best['val_always_on_gates']} always "
+                    f"on, {best['val_always_off_gates']} always off",
+                ),
             ],
         )
     files = RunFolder(folder)
@@ -244,6 +313,46 @@ def finetune(
     )
 
 
+_CONTEXT = (
+    *("model", "data", "dense", "data_dir", "download", "class_map"),
+    *("limit", "hflip", "val_fraction"),
+)
+
+
+def _plain(value: Any) -> Any:
+    """Return what YAML keeps; a file or folder is found again from another folder."""
+    is_folder = isinstance(value, str) and value != "digits" and Path(value).is_dir()
+    return str(Path(value).resolve()) if is_folder or isinstance(value, Path) else value
+
+
+def _stored(folder: Path, ctx: typer.Context, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a run's settings, and refuse others that were given beside ``--resume``."""
+    import yaml
+
+    from aigtool.errors import UserError
+
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"--resume {folder}: no run there; expected a folder that aigtool finetune wrote"
+        )
+    values = yaml.safe_load(path.read_text())
+    stored: dict[str, Any] = {name: values.get(name) for name in (*_CONTEXT, "model_sha256")}
+    stored |= {name: value for name, value in values["options"].items() if name != "workers"}
+    for name in given:
+        source = ctx.get_parameter_source(name)
+        is_given = source is not None and source.name == "COMMANDLINE"
+        if name in ("force", "out") and is_given:
+            raise UserError(f"--{name} was given with --resume, which writes to its own folder")
+        if is_given and name in stored and _plain(given[name]) != stored[name]:
+            option = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"--resume {folder}: the run was started with {option} {stored[name]}, not "
+                f"{given[name]}; leave it out, or start a new run"
+            )
+    return stored
+
+
 _HEADLINE = (
     "val_correct",
     "val_images",
@@ -251,7 +360,10 @@ _HEADLINE = (
     "val_top1_stderr",
     "val_execution_rate",
     "val_flops_fraction",
+    "val_flops_fraction_stdev",
     "val_adaptive_gates",
+    "val_always_on_gates",
+    "val_always_off_gates",
 )
 
 SEEN_LOSS = 0.02

@@ -44,15 +44,17 @@ def training_progress(
 ) -> Iterator[tuple[Callable[["StepReport"], None], Callable[[dict[str, Any]], None]]]:
     """Show each step in the progress line and each epoch in a line of its own."""
     with progress(label, config.epochs * images) as advance:
+        done = 0
 
         def on_step(step: "StepReport") -> None:
-            last = step.step == step.steps
-            done = images - (step.steps - 1) * config.batch_size if last else config.batch_size
+            nonlocal done
+            now = (step.epoch - 1) * images + step.images
             advance(
-                done,
+                now - done,
                 about=f"epoch {step.epoch}/{config.epochs} loss {step.loss:.3f} "
                 f"top-1 {step.top1:.1f} % rate {step.execution_rate:.3f}",
             )
+            done = now
 
         def on_epoch(row: dict[str, Any]) -> None:
             parts = [
@@ -62,7 +64,8 @@ def training_progress(
             if row["val_execution_rate"] is not None:
                 parts += [
                     f"execution rate {share(row['val_execution_rate'])} "
-                    f"(training {share(row['train_execution_rate'])})",
+                    f"(training {share(row['train_execution_rate'])}, "
+                    f"{share(row['train_argmax_rate'])} without noise)",
                     f"GFLOPs {share(row['val_flops_fraction'])} of dense",
                     f"{row['val_adaptive_gates']} adaptive gates",
                 ]

@@ -1,15 +1,17 @@
 """Images to batches: transforms and loaders."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
 
 from aigtool.data.images import ImageSet, Transform
+from aigtool.data.seeding import seeded
 from aigtool.errors import UserError
 from aigtool.models.description import InputSpec
 
@@ -78,6 +80,7 @@ def load_batches(
     batch_size: int = 128,
     workers: int = 0,
     shuffle_seed: int | None = None,
+    start: int = 0,
     pin_memory: bool = False,
 ) -> "Batches":
     """Return a loader of ``(pixels (N, C, H, W), labels (N,))``.
@@ -86,7 +89,9 @@ def load_batches(
         images: What to load.
         batch_size: N; the last batch may be smaller.
         workers: Processes that read images; 0 reads in this one.
-        shuffle_seed: Shuffle in the order that this seed gives; in the set's order by default.
+        shuffle_seed: Shuffle in the order that this seed gives, which seeds each image's transform
+            too, so that the batches are the same whoever reads them; in the set's order by default.
+        start: Shuffled batches to leave out, unread.
         pin_memory: Whether batches lie in page-locked memory, for copies to a GPU.
 
     Raises:
@@ -100,8 +105,9 @@ def load_batches(
     if shuffle_seed is None:
         return Batches(DataLoader(images, batch_size=batch_size, **options))
     generator = torch.Generator().manual_seed(shuffle_seed)
-    sampler = _ShuffledBatches(len(images), batch_size, generator)
-    return Batches(DataLoader(images, batch_sampler=sampler, generator=generator, **options))
+    sampler = _ShuffledBatches(len(images), batch_size, generator, start)
+    seeded_images = _SeededImages(images, shuffle_seed)
+    return Batches(DataLoader(seeded_images, batch_sampler=sampler, generator=generator, **options))
 
 
 class Batches:
@@ -120,19 +126,37 @@ class Batches:
             raise UserError(str(error).rpartition("UserError: ")[2]) from error
 
 
+class _SeededImages(Dataset[tuple[Tensor, int]]):
+    """Images whose random transforms depend on a seed and the image alone."""
+
+    def __init__(self, images: ImageSet, seed: int) -> None:
+        self.images, self.seed = images, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        with seeded(self.seed, index):
+            return self.images[index]
+
+
 class _ShuffledBatches(Sampler[list[int]]):
     """Shuffled batches; a last one of one image, which a norm may refuse, joins the one before."""
 
-    def __init__(self, images: int, batch_size: int, generator: torch.Generator) -> None:
-        self.images, self.batch_size, self.generator = images, batch_size, generator
+    def __init__(
+        self, images: int, batch_size: int, generator: torch.Generator, start: int
+    ) -> None:
+        self.images, self.batch_size = images, batch_size
+        self.generator, self.start = generator, start
 
     def __len__(self) -> int:
-        return count_batches(self.images, self.batch_size)
+        return count_batches(self.images, self.batch_size) - self.start
 
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.randperm(self.images, generator=self.generator).tolist()
-        starts = [number * self.batch_size for number in range(len(self))]
-        for start, end in zip(starts, [*starts[1:], self.images], strict=True):
+        count = count_batches(self.images, self.batch_size)
+        starts = [number * self.batch_size for number in range(count)]
+        for start, end in list(pairwise([*starts, self.images]))[self.start :]:
             yield order[start:end]
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from aigtool.analysis.plots import training_figure
 from aigtool.models.files import DENSE_FILE
+from aigtool.errors import UserError
 from aigtool.output import replacing
 from aigtool.training.config import FinetuneConfig
 from aigtool.version import __version__
@@ -52,7 +53,7 @@ class RunFolder:
             "torchvision": str(torchvision.__version__),
             "timm": timm.__version__,
         }
-        values = {**context, "options": asdict(config), "versions": versions}
+        values = {**context, "options": _plain(config), "versions": versions}
         with replacing(self.config) as temporary:
             temporary.write_text(yaml.safe_dump(values, sort_keys=False))
 
@@ -68,3 +69,36 @@ class RunFolder:
         """Write all state, tensors and plain values only."""
         with replacing(self.last) as temporary:
             torch.save(state, temporary)
+
+    def read_state(self, config: FinetuneConfig) -> dict[str, Any]:
+        """Read what ``write_state`` wrote, for a run of the same options.
+
+        Raises:
+            UserError: There is none, it cannot be read, or the options are others.
+        """
+        if not (self.config.is_file() and self.last.is_file()):
+            raise UserError(
+                f"run folder {self.path} has no run to resume: expected config.yaml and last.ckpt, "
+                "as aigtool finetune writes them"
+            )
+        before, now = yaml.safe_load(self.config.read_text())["options"], _plain(config)
+        # However images are read, they come in the same order with the same transforms.
+        changed = [name for name in now if now[name] != before.get(name) and name != "workers"]
+        if changed:
+            name = changed[0]
+            raise UserError(
+                f"run folder {self.path} was started with {name} {before.get(name)}, not "
+                f"{now[name]}: resume it with the options it had, or start a new run"
+            )
+        try:
+            state: dict[str, Any] = torch.load(self.last, map_location="cpu", weights_only=True)
+        # What torch.load raises depends on the file's first bytes.
+        except Exception as error:
+            raise UserError(f"{self.last} is no whole state of a run: {error}") from error
+        return state
+
+
+def _plain(config: FinetuneConfig) -> dict[str, Any]:
+    """Return options as YAML keeps them."""
+    plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(asdict(config)))
+    return plain

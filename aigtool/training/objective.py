@@ -1,0 +1,116 @@
+"""What a training step minimises."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aigtool.flops import NetworkFlops
+from aigtool.gates import Decision, Gate
+from aigtool.losses import (
+    RunningRates,
+    execution_rates,
+    network_rate_loss,
+    per_layer_rate_loss,
+    rate_band_loss,
+)
+from aigtool.training.config import FinetuneConfig
+
+
+class Objective(nn.Module):
+    """Cross entropy, distillation from a teacher, and the losses that hold rates to a target.
+
+    ``(1 - distill) * cross entropy + distill * T^2 * KL(teacher || network) + rate_weight *
+    target-rate loss + band * band loss``; distillation is that of Hinton, Vinyals and Dean (2015),
+    with T ``distill_temperature``. Its state is the running rates.
+
+    Args:
+        config: Options.
+        gates: The network's gates by name; none for a network that just trains.
+        flops: What ``count_flops`` counted for the network.
+        teacher: Takes pixels; frozen. None where there is nothing to learn from.
+    """
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        gates: Mapping[str, Gate],
+        flops: NetworkFlops,
+        teacher: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.gates = dict(gates)
+        self.distill = 0.0 if teacher is None else config.distill
+        self._teacher = (teacher,)  # in a tuple, lest its weights count as the objective's state
+        self.running = RunningRates(len(gates), config.rate_window)
+        if gates:
+            budget = config.budget
+            weights = torch.tensor(budget.weights(flops), dtype=torch.float32)
+            self.mean_rate = budget.mean_rate(flops)
+            self.register_buffer("weights", weights, persistent=False)
+            self.register_buffer("targets", torch.tensor(self.layer_targets), persistent=False)
+
+    @property
+    def layer_targets(self) -> list[float]:
+        """Each gate's target: per layer its own, where conversion gave it one."""
+        own = [gate.target for gate in self.gates.values()]
+        if self.config.target == "network":
+            own = [None] * len(own)
+        return [self.config.budget.share if target is None else target for target in own]
+
+    def forward(
+        self, pixels: Tensor, labels: Tensor, logits: Tensor, decisions: Mapping[str, Decision]
+    ) -> dict[str, Tensor]:
+        """Return ``loss``, ``rate_loss`` and, of the minibatch, ``correct`` and execution rates.
+
+        Args:
+            pixels: ``(N, C, H, W)``, for the teacher.
+            labels: ``(N,)``.
+            logits: ``(N, classes)``, the network's.
+            decisions: By name of a gate, from ``recorded_decisions``.
+        """
+        loss = self.task_loss(pixels, labels, logits)
+        terms = {
+            "correct": (logits.argmax(1) == labels).sum(),
+            "rate_loss": torch.zeros_like(loss),
+            "execution_rate": torch.ones_like(loss),
+            "argmax_rate": torch.ones_like(loss),
+        }
+        if self.gates:
+            made = [decisions[name] for name in self.gates]
+            rates = execution_rates(made)
+            terms["execution_rate"] = rates.mean()
+            terms["argmax_rate"] = torch.stack(
+                [
+                    (decision.logit > gate.threshold).float().mean()
+                    for decision, gate in zip(made, self.gates.values(), strict=True)
+                ]
+            ).mean()
+            rates = self.running(rates, len(labels))
+            terms["rate_loss"] = self.rate_loss(rates)
+            loss = loss + self.config.rate_weight * terms["rate_loss"]
+            if self.config.band:
+                band = rate_band_loss(rates, self.config.band_low, self.config.band_high)
+                loss = loss + self.config.band * band
+        return {"loss": loss, **terms}
+
+    def task_loss(self, pixels: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
+        """Return cross entropy and distillation, weighted."""
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.smoothing)
+        (teacher,) = self._teacher
+        if teacher is None or not self.distill:
+            return loss
+        temperature = self.config.distill_temperature
+        with torch.no_grad():
+            wanted = (teacher(pixels) / temperature).log_softmax(1)
+        given = (logits / temperature).log_softmax(1)
+        divergence = F.kl_div(given, wanted, log_target=True, reduction="batchmean")
+        return (1 - self.distill) * loss + self.distill * temperature**2 * divergence
+
+    def rate_loss(self, rates: Tensor) -> Tensor:
+        """Return the target-rate loss of each gate's rate, ``(gates,)``."""
+        if self.config.target == "network":
+            return network_rate_loss(rates, self.mean_rate, self.weights)
+        return per_layer_rate_loss(rates, self.targets)

@@ -1,0 +1,66 @@
+"""Optimiser and learning-rate schedule, by timm's names."""
+
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from aigtool.conversion import named_gates
+from aigtool.errors import UserError
+from aigtool.training.config import FinetuneConfig
+
+
+def make_optimizer(
+    network: nn.Module, config: FinetuneConfig, steps: int
+) -> tuple[torch.optim.Optimizer, Scheduler]:
+    """Make the optimiser and its schedule.
+
+    Args:
+        network: Its gates have a learning rate of their own.
+        config: Options.
+        steps: Steps an epoch.
+
+    Raises:
+        UserError: timm cannot make them.
+    """
+    try:
+        optimizer = create_optimizer_v2(
+            _parameter_groups(network, config),
+            opt=config.opt,
+            lr=config.lr,
+            momentum=config.momentum,
+        )
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=config.sched,
+            num_epochs=config.epochs,
+            warmup_epochs=config.warmup_epochs,
+            min_lr=0.0,
+            step_on_epochs=False,
+            updates_per_epoch=steps,
+        )
+        if scheduler is None:
+            raise ValueError("there is no such schedule")
+        if getattr(optimizer, "is_second_order", False):
+            raise ValueError("it wants second derivatives, which straight-through gates lack")
+    except (AssertionError, ValueError) as error:
+        raise UserError(
+            f"optimiser {config.opt!r} with schedule {config.sched!r} cannot be made: {error}; "
+            "expected names that timm knows, such as sgd, adamw and cosine, step"
+        ) from error
+    return optimizer, scheduler
+
+
+def _parameter_groups(network: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
+    of_gates = [p for _, gate in named_gates(network) for p in gate.parameters()]
+    members = set(of_gates)
+    own = [p for p in network.parameters() if p not in members and p.requires_grad]
+    groups = [
+        {"params": [p for p in own if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": of_gates, "weight_decay": 0.0, "lr": config.gate_lr},
+    ]
+    return [group for group in groups if group["params"]]
