@@ -48,9 +48,11 @@ def test_comparing_leaves_the_block_and_chance_as_they_were() -> None:
 
 
 def test_a_block_without_numbers_is_not_compared() -> None:
-    with torch.device("meta"):
-        block = BasicBlock(8, 8)
-    compare(block, found(block, residual=doubled))
+    block = BasicBlock(8, 8)
+    wrong = found(block, residual=doubled)
+    with pytest.raises(UnsplittableBlockError):
+        compare(block, wrong)
+    compare(block.to("meta"), wrong)
 
 
 def test_a_block_that_cannot_be_run_is_told() -> None:
