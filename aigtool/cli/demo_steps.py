@@ -63,7 +63,7 @@ def run_demo(
     gated = Model(convert(dense.network), dense.description.after("convert"))
     save_model(folder / "converted.safetensors", gated.network, gated.description)
 
-    note(f"3. fine-tune it to run {100 * _RECIPE.target_rate:.0f} % of its blocks")
+    note(f"3. fine-tune it to run {100 * _RECIPE.budget.share:.0f} % of its blocks")
     recipe = replace(_RECIPE, seed=seed)
     gated = _train("fine-tuning", gated, images, recipe, folder / "run", device)
 

@@ -101,13 +101,18 @@ def load_batches(
         raise UserError(f"batch size {batch_size}: expected a whole number of at least 1")
     if workers < 0:
         raise UserError(f"workers {workers}: expected a whole number of at least 0")
-    options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
+    # A generator of its own, lest a loader draw from the one that gates draw from.
+    options: dict[str, Any] = {
+        "num_workers": workers,
+        "pin_memory": pin_memory,
+        "generator": torch.Generator(),
+    }
     if shuffle_seed is None:
         return Batches(DataLoader(images, batch_size=batch_size, **options))
     generator = torch.Generator().manual_seed(shuffle_seed)
     sampler = _ShuffledBatches(len(images), batch_size, generator, start)
     seeded_images = _SeededImages(images, shuffle_seed)
-    return Batches(DataLoader(seeded_images, batch_sampler=sampler, generator=generator, **options))
+    return Batches(DataLoader(seeded_images, batch_sampler=sampler, **options))
 
 
 class Batches:

@@ -24,13 +24,13 @@ def seeded(*parts: int | str) -> Iterator[None]:
     """
     digest = hashlib.sha256(repr(parts).encode()).digest()
     seed = int.from_bytes(digest[:4], "little")
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002 (what transforms draw from)
+    states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
+        np.random.seed(seed)
         torch.default_generator.manual_seed(seed)  # not those of GPUs
         try:
             yield
         finally:
             random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
+            np.random.set_state(states[1])

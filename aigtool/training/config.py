@@ -25,7 +25,7 @@ class FinetuneConfig:
         band: Weight of the loss that keeps each gate's rate between ``band_low`` and ``band_high``.
         band_low: Lower end of the band.
         band_high: Upper end of the band.
-        rate_window: Images over which rates are averaged for these losses.
+        rate_window: Images over which rates are averaged for these losses; in a short run fewer.
         epochs: Passes over the training images.
         batch_size: Images a minibatch.
         grad_accum_steps: Minibatches a step.

@@ -130,7 +130,8 @@ def finetune(
         config.budget.check(flops)
     dense = strip(copy.deepcopy(model.network)) if teacher is None else teacher
     guide = PixelNetwork(dense, description.input).to(device).eval().requires_grad_(False)
-    objective = Objective(config, gates, flops, guide if config.distill else None).to(device)
+    guided = guide if config.distill else None
+    objective = Objective(config, gates, flops, guided, config.epochs * len(train)).to(device)
     trainer = _Trainer(network, objective, config, len(train))
     metrics: list[dict[str, Any]] = []
     if resume:
@@ -164,7 +165,10 @@ def finetune(
     best = [row for row in metrics if row["best"]][-1]
     model.network.load_state_dict(safetensors.torch.load_file(folder.best))
     measure_expected_rates(
-        network, load_batches(train, batch_size=config.batch_size, workers=config.workers)
+        network,
+        load_batches(
+            train, batch_size=config.batch_size, workers=config.workers, shuffle_seed=config.seed
+        ),
     )
     set_policy(network, "argmax")
     done = Model(model.network.eval(), _told(description, best, config))
@@ -177,12 +181,12 @@ def _validate(
 ) -> dict[str, Any]:
     """Set the thresholds to the budget and measure with them; also say what it was without."""
     row: dict[str, Any] = {}
-    options = {"batch_size": config.batch_size, "workers": config.workers}
+    size, workers = config.batch_size, config.workers
     if flops.gated_blocks:
         chosen = val.limited(CALIBRATION_IMAGES)
-        found = calibrate(network, chosen, config.budget, flops, **options)
+        found = calibrate(network, chosen, config.budget, flops, batch_size=size, workers=workers)
         row |= {"threshold_shift": found.shift, "val_uncalibrated": found.before}
-    trace = collect_trace(network, val, flops=flops, **options)
+    trace = collect_trace(network, val, flops=flops, batch_size=size, workers=workers)
     summary = trace.summary()
     row |= {f"val_{name}": summary[name] for name in _MEASURED}
     row["val_loss"] = float(trace.images["loss"].mean())
@@ -410,7 +414,7 @@ class _Trainer:
             "optimizer": self.optimizer.state_dict(),
             "objective": self.objective.state_dict(),
             "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            "rng_cuda": torch.cuda.get_rng_state_all() if self.network.mean.is_cuda else [],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -30,7 +30,12 @@ class Objective(nn.Module):
         gates: The network's gates by name; none for a network that just trains.
         flops: What ``count_flops`` counted for the network.
         teacher: Takes pixels; frozen. None where there is nothing to learn from.
+        images: What the run will see in all, each as often as it is seen: rates are averaged over
+            a 50th of that at most, lest they lag behind the gates in a short run.
     """
+
+    weights: Tensor
+    targets: Tensor
 
     def __init__(
         self,
@@ -38,13 +43,14 @@ class Objective(nn.Module):
         gates: Mapping[str, Gate],
         flops: NetworkFlops,
         teacher: nn.Module | None,
+        images: int,
     ) -> None:
         super().__init__()
         self.config = config
         self.gates = dict(gates)
         self.distill = 0.0 if teacher is None else config.distill
         self._teacher = (teacher,)  # in a tuple, lest its weights count as the objective's state
-        self.running = RunningRates(len(gates), config.rate_window)
+        self.running = RunningRates(len(gates), min(config.rate_window, images / 50))
         if gates:
             budget = config.budget
             weights = torch.tensor(budget.weights(flops), dtype=torch.float32)

@@ -12,8 +12,8 @@ import torchvision
 import yaml
 
 from aigtool.analysis.plots import training_figure
-from aigtool.models.files import DENSE_FILE
 from aigtool.errors import UserError
+from aigtool.models.files import DENSE_FILE
 from aigtool.output import replacing
 from aigtool.training.config import FinetuneConfig
 from aigtool.version import __version__

@@ -1,0 +1,98 @@
+"""What a step minimises, against torch.distributions and sums by hand."""
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Categorical, kl_divergence
+
+from aigtool.flops import BlockFlops, NetworkFlops
+from aigtool.gates import Decision, Gate
+from aigtool.training.config import FinetuneConfig
+from aigtool.training.objective import Objective
+
+FLOPS = NetworkFlops(
+    gflops_dense=10.0,
+    params=1,
+    blocks=(
+        BlockFlops("a", 2.0, gated=True, skippable=1.5, gate=0.01),
+        BlockFlops("b", 3.0, gated=True, skippable=3.0, gate=0.03),
+    ),
+)
+LABELS = torch.tensor([0, 1, 2, 0, 1])
+
+
+def decisions() -> dict[str, Decision]:
+    """Rates 0.4 and 0.8; without noise 0.6 and 1."""
+    logit = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0])
+    return {
+        "a": Decision(torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0]), logit, "scaled"),
+        "b": Decision(torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0]), logit + 2, "scaled"),
+    }
+
+
+def terms(config: FinetuneConfig, gates: dict[str, Gate]) -> dict[str, float]:
+    objective = Objective(config, gates, FLOPS, None, images=1000)
+    logits = torch.zeros(5, 3)
+    values = objective(torch.zeros(5, 1, 1, 1), LABELS, logits, decisions())
+    return {name: value.item() for name, value in values.items()}
+
+
+@pytest.fixture
+def gates() -> dict[str, Gate]:
+    return {"a": Gate(4), "b": Gate(4)}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_the_task_loss_is_cross_entropy_and_divergence_from_the_teacher(
+    weight: float, temperature: float
+) -> None:
+    """(1 - w) CE + w T^2 KL(teacher || network), worked out with torch.distributions."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    config = FinetuneConfig(distill=weight, distill_temperature=temperature)
+    objective = Objective(config, {}, FLOPS, teacher, images=5)
+    pixels = torch.rand(5, 3, 2, 2)
+    logits = network(pixels)
+    expected = (1 - weight) * nn.functional.cross_entropy(logits, LABELS)
+    soft = [Categorical(logits=answer / temperature) for answer in (teacher(pixels), logits)]
+    expected = expected + weight * temperature**2 * kl_divergence(*soft).mean()
+    torch.testing.assert_close(objective(pixels, LABELS, logits, {})["loss"], expected)
+    assert "_teacher" not in objective.state_dict()
+
+
+def test_rates_and_losses_by_hand(gates: dict[str, Gate]) -> None:
+    task = torch.tensor(3.0).log().item()
+    values = terms(FinetuneConfig(target_rate=0.5, rate_weight=10.0), gates)
+    assert values["execution_rate"] == pytest.approx(0.6)
+    assert values["argmax_rate"] == pytest.approx(0.8)
+    assert values["rate_loss"] == pytest.approx((0.6 - 0.5) ** 2)
+    assert values["loss"] == pytest.approx(task + 10 * 0.01, abs=1e-6)
+    assert values["correct"] == 2
+
+    # Weights 1/3 and 2/3 of what can be saved; 0.8 of 10 GFLOPs leaves (8 - 5.54) / 4.5 of it.
+    values = terms(FinetuneConfig(target_flops=0.8), gates)
+    weighted = 0.4 / 3 + 0.8 * 2 / 3
+    assert values["rate_loss"] == pytest.approx((weighted - (8 - 5.54) / 4.5) ** 2, abs=1e-6)
+
+    gates["a"].target = 0.9
+    values = terms(FinetuneConfig(target_rate=0.5, target="per-layer"), gates)
+    assert values["rate_loss"] == pytest.approx(((0.4 - 0.9) ** 2 + (0.8 - 0.5) ** 2) / 2)
+
+    band = FinetuneConfig(rate_weight=0.0, band=2.0, band_low=0.5, band_high=0.7)
+    assert terms(band, gates)["loss"] == pytest.approx(task + 2 * (0.1**2 + 0.1**2) / 2, abs=1e-6)
+
+
+def test_rates_are_those_of_the_latest_images(gates: dict[str, Gate]) -> None:
+    config = FinetuneConfig(target_rate=0.5)
+    objective = Objective(config, gates, FLOPS, None, images=10**6)
+    assert objective.running.window == 1024
+    closed = {name: d._replace(scale=torch.zeros(5)) for name, d in decisions().items()}
+    shape = (torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3))
+    objective(*shape, closed)
+    value = objective(*shape, decisions())["rate_loss"].item()
+    # Two minibatches of nearly the same weight: half of 0.6.
+    assert value == pytest.approx((0.3 - 0.5) ** 2, abs=1e-3)
+    again = Objective(config, gates, FLOPS, None, images=10**6)
+    again.load_state_dict(objective.state_dict())
+    assert objective(*shape, closed)["rate_loss"] == again(*shape, closed)["rate_loss"]
