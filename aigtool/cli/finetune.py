@@ -1,7 +1,8 @@
 """``aigtool finetune``: train gates and network to a target execution rate."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -270,7 +271,10 @@ def finetune(
         note("the classifier is new, so nothing is learnt from the network before gating")
     note(f"data: {data}, {len(images.train)} images to train on, {len(images.val)} to validate on")
     _tell_before(ready(reference, where), images, kind, config.batch_size, config.workers)
-    with training_progress(config, len(images.train)) as (on_step, on_epoch):
+    with (
+        _told_how_to_go_on(folder),
+        training_progress(config, len(images.train)) as (on_step, on_epoch),
+    ):
         result = finetune_network(
             loaded,
             images.train,
@@ -311,6 +315,15 @@ def finetune(
         [files.best, files.dense, files.last, files.metrics, files.config, files.figure],
         f"aigtool evaluate {files.best} --data {data}",
     )
+
+
+@contextmanager
+def _told_how_to_go_on(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"stopped; go on with: aigtool finetune --resume {folder}")
+        raise
 
 
 _CONTEXT = (

@@ -1,6 +1,8 @@
 """Every command on small data, in one process: what it prints, writes and returns."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,6 +213,56 @@ def test_the_way_from_a_folder_to_figures(
     assert {row["quality"] for row in rows} == {None, 75}
     assert (best.parent / "best-attack" / "attack.png").is_file()
     assert "JPEG 75" in aigtool("attack", best, *data, "--out", tmp_path / "again").out
+
+
+def test_a_run_goes_on_where_it_was_stopped(
+    aigtool: Command,
+    model: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Ctrl-C after a step: exit code 130, and --resume needs nothing but the folder."""
+    finetuned(aigtool, model, image_folder, tmp_path / "whole")
+    options = ["--epochs", "2", "--batch-size", "8", "--workers", "0"]
+    command = ["finetune", str(model), "--data", str(image_folder), *options]
+    optimize, steps = torch.optim.SGD.step, []
+
+    def press(*given: Any, **named: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return optimize(*given, **named)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", press)
+    assert run([*command, "--out", str(tmp_path / "stopped")]) == 130
+    assert len(steps) == 4
+    assert (
+        f"go on with: aigtool finetune --resume {tmp_path / 'stopped'}" in capsys.readouterr().err
+    )
+
+    monkeypatch.chdir(tmp_path)  # from anywhere
+    other = tmp_path / "other.safetensors"
+    aigtool("convert", "cifar_resnet20", "--num-classes", "3", "--out", other)
+    resume = ["finetune", "--resume", str(tmp_path / "stopped")]
+    for more, message in (
+        (["--lr", "0.5"], "the run was started with --lr 0.01, not 0.5"),
+        ([str(other)], "the run was started with MODEL"),
+        (["--out", "elsewhere"], "--out was given with --resume"),
+    ):
+        assert run([*resume, *more]) == 2
+        assert message in capsys.readouterr().err
+    aigtool(*resume, "--epochs", "2", "--json")
+    for name in ("best.safetensors", "dense.safetensors"):
+        one, same = (load_model(tmp_path / run / name) for run in ("whole", "stopped"))
+        assert one.description == same.description
+        state = same.network.state_dict()
+        assert all(torch.equal(v, state[k]) for k, v in one.network.state_dict().items())
+
+    model.write_bytes(other.read_bytes())
+    assert run(resume) == 2
+    assert "is not the model that the run" in capsys.readouterr().err
 
 
 def test_calibrate_makes_a_model_file_a_budget(
