@@ -66,6 +66,9 @@ from .losses import (
     execution_rates as execution_rates,
 )
 from .losses import (
+    information_loss as information_loss,
+)
+from .losses import (
     network_rate_loss as network_rate_loss,
 )
 from .losses import (

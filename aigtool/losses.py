@@ -82,6 +82,34 @@ def rate_band_loss(rates: Tensor, low: float, high: float) -> Tensor:
     return ((low - rates).relu() + (rates - high).relu()).square().mean()
 
 
+def information_loss(probabilities: Tensor, means: Tensor) -> Tensor:
+    """Return ln 2 less the mean over gates of what a decision tells about the image, in nats.
+
+    The mutual information of a gate's decision and the image, H(mean p) - mean H(p), is zero for
+    a gate that answers every image alike, with certainty or by chance, and ln 2 for one that is
+    certain of every image, on for half of them. So it keeps gates both adaptive and
+    deterministic, which a band of rates alone does not: a gate that executes at random has a rate
+    inside the band. It is the objective of Krause, Perona and Gomes (NIPS 2010) for clustering.
+
+    Args:
+        probabilities: ``(gates, N)``, of executing each image of a minibatch.
+        means: ``(gates,)``, their means over images; running ones for small minibatches.
+
+    Example:
+        >>> certain = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+        >>> information_loss(certain, certain.mean(1)) / math.log(2)
+        tensor(0.5000)
+    """
+    told = _entropy(means) - _entropy(probabilities).mean(1)
+    return math.log(2) - told.mean()
+
+
+def _entropy(probability: Tensor) -> Tensor:
+    edge = torch.finfo(probability.dtype).eps  # whose logarithm still has a gradient
+    on = probability.clamp(edge, 1 - edge)
+    return -(on * on.log() + (1 - on) * (1 - on).log())
+
+
 class RunningRates(nn.Module):
     """Execution rates over the latest images, however small the minibatches.
 

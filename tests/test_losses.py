@@ -1,13 +1,17 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributions import Bernoulli, kl_divergence
 
 from aigtool.errors import UserError
 from aigtool.gates import Decision, straight_through
 from aigtool.losses import (
     RunningRates,
     execution_rates,
+    information_loss,
     network_rate_loss,
     per_layer_rate_loss,
     rate_band_loss,
@@ -116,3 +120,36 @@ def test_the_running_loss_does_not_depend_on_the_size_of_minibatches() -> None:
     assert plain[4].mean().item() == pytest.approx(0.25 / 4, rel=0.1)
     assert steady[4][-256:].mean() < 0.25 / 512
     assert (steady[128][-8:].mean() - steady[4][-256:].mean()).abs() < 2e-4
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_information_is_the_entropy_that_the_image_takes_away(rows: list[list[float]]) -> None:
+    """Against torch.distributions: the divergence of each image's decision from the mean one."""
+    probabilities = torch.tensor(rows, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+    means = probabilities.mean(1)
+    apart = kl_divergence(
+        Bernoulli(probabilities), Bernoulli(means[:, None].expand_as(probabilities))
+    ).mean()
+    loss = information_loss(probabilities, means)
+    torch.testing.assert_close(loss, math.log(2) - apart)
+    assert -1e-9 <= loss <= math.log(2) + 1e-9
+
+
+def test_information_wants_gates_certain_and_images_told_apart() -> None:
+    def loss_of(*row: float) -> float:
+        probabilities = torch.tensor([row])
+        return information_loss(probabilities, probabilities.mean(1)).item()
+
+    assert loss_of(0.0, 1.0) == pytest.approx(0.0, abs=1e-5)
+    assert loss_of(0.1, 0.9) == pytest.approx(0.3251, abs=1e-4)  # H(0.1), in nats
+    for useless in ((0.5, 0.5), (1.0, 1.0), (0.0, 0.0)):
+        assert loss_of(*useless) == pytest.approx(math.log(2))
+
+
+def test_information_of_saturated_gates_has_a_gradient() -> None:
+    logits = torch.tensor([[-200.0, 200.0, 0.0], [200.0, 200.0, 200.0]], requires_grad=True)
+    probabilities = logits.sigmoid()
+    (gradient,) = torch.autograd.grad(
+        information_loss(probabilities, probabilities.mean(1)), logits
+    )
+    assert gradient.isfinite().all()

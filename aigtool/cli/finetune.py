@@ -138,6 +138,14 @@ def finetune(
             rich_help_panel=_RECIPE,
         ),
     ] = 0.0,
+    information: Annotated[
+        float,
+        typer.Option(
+            "--information",
+            help="Weight of the loss that keeps decisions telling images apart.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = 0.0,
     distill: Annotated[
         float | None,
         typer.Option(
@@ -182,10 +190,18 @@ def finetune(
         float,
         typer.Option(
             "--noise-hold",
-            help="Share of the run with full gate noise; then it falls to zero.",
+            help="Share of the run with full gate noise.",
             rich_help_panel=_RECIPE,
         ),
     ] = 0.5,
+    noise_end: Annotated[
+        float,
+        typer.Option(
+            "--noise-end",
+            help="Share of the run at which it has fallen to zero.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = 1.0,
     hflip: Annotated[
         float | None,
         typer.Option(

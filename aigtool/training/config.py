@@ -25,6 +25,7 @@ class FinetuneConfig:
         band: Weight of the loss that keeps each gate's rate between ``band_low`` and ``band_high``.
         band_low: Lower end of the band.
         band_high: Upper end of the band.
+        information: Weight of the loss that keeps decisions telling images apart.
         rate_window: Images over which rates are averaged for these losses; in a short run fewer.
         epochs: Passes over the training images.
         batch_size: Images a minibatch.
@@ -37,8 +38,9 @@ class FinetuneConfig:
         weight_decay: Of the network's weights; gates, norms and biases have none.
         sched: timm's name of the learning-rate schedule.
         warmup_epochs: Epochs over which the learning rates rise from zero.
-        noise_hold: Share of the run with full Gumbel noise; from there it falls linearly to zero,
-            so that gates end deterministic.
+        noise_hold: Share of the run with full Gumbel noise.
+        noise_end: Share of the run at which it has fallen, linearly, to zero, so that gates end
+            deterministic.
         distill: Weight of the distillation loss against cross entropy, 0..1.
         distill_temperature: Of both networks' softmax in the distillation loss.
         smoothing: Label smoothing.
@@ -66,6 +68,7 @@ such as 0.6
     band: float = 0.0
     band_low: float = 0.1
     band_high: float = 0.9
+    information: float = 0.0
     rate_window: float = 1024.0
     epochs: int = 15
     batch_size: int = 128
@@ -79,6 +82,7 @@ such as 0.6
     sched: str = "cosine"
     warmup_epochs: int = 0
     noise_hold: float = 0.5
+    noise_end: float = 1.0
     distill: float = 0.5
     distill_temperature: float = 1.0
     smoothing: float = 0.0
@@ -111,12 +115,13 @@ such as 0.6
         for name in ("distill_temperature", "rate_window"):
             self._check(name, getattr(self, name) > 0, "a number above 0")
         for name in (
-            *("lr", "gate_lr", "rate_weight", "band", "momentum", "weight_decay"),
+            *("lr", "gate_lr", "rate_weight", "band", "information", "momentum", "weight_decay"),
             *("warmup_epochs", "clip_grad"),
         ):
             self._check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("noise_hold", "distill", "smoothing", "band_low", "band_high"):
+        for name in ("noise_hold", "noise_end", "distill", "smoothing", "band_low", "band_high"):
             self._check(name, 0 <= getattr(self, name) <= 1, "0 to 1")
+        self._check("noise_hold", self.noise_hold <= self.noise_end, "at most the noise's end")
         self._check("band_low", self.band_low <= self.band_high, "at most the band's higher end")
 
     def _check(self, name: str, holds: bool, expected: str) -> None:
@@ -125,11 +130,13 @@ such as 0.6
             raise UserError(f"{words} {getattr(self, name):g}: expected {expected}")
 
 
-def noise_at(progress: float, hold: float) -> float:
+def noise_at(progress: float, hold: float, end: float = 1.0) -> float:
     """Return the strength of the Gumbel noise after a share ``progress`` of the run.
 
     Example:
         >>> [noise_at(progress, 0.5) for progress in (0.0, 0.5, 0.75, 1.0)]
         [1.0, 1.0, 0.5, 0.0]
+        >>> [noise_at(progress, 0.25, 0.75) for progress in (0.25, 0.5, 0.75, 0.9)]
+        [1.0, 0.5, 0.0, 0.0]
     """
-    return 1.0 if progress <= hold else (1.0 - progress) / (1.0 - hold)
+    return 1.0 if progress <= hold else max(0.0, (end - progress) / (end - hold))

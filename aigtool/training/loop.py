@@ -365,9 +365,9 @@ class _Trainer:
         """Add a minibatch's gradient."""
         every = self.config.grad_accum_steps
         together = min(every, self.batches - (number - 1) // every * every)
-        total = self.steps * self.config.epochs
+        progress = self.done / max(self.steps * self.config.epochs - 1, 1)
         for gate in self.gates.values():
-            gate.noise = noise_at(self.done / max(total - 1, 1), self.config.noise_hold)
+            gate.noise = noise_at(progress, self.config.noise_hold, self.config.noise_end)
         with recorded_decisions(self.network) as decisions:
             logits = self.network(pixels)
         terms = self.objective(pixels, labels, logits, decisions)

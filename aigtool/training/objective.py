@@ -11,6 +11,7 @@ from aigtool.gates import Decision, Gate
 from aigtool.losses import (
     RunningRates,
     execution_rates,
+    information_loss,
     network_rate_loss,
     per_layer_rate_loss,
     rate_band_loss,
@@ -22,8 +23,9 @@ class Objective(nn.Module):
     """Cross entropy, distillation from a teacher, and the losses that hold rates to a target.
 
     ``(1 - distill) * cross entropy + distill * T^2 * KL(teacher || network) + rate_weight *
-    target-rate loss + band * band loss``; distillation is that of Hinton, Vinyals and Dean (2015),
-    with T ``distill_temperature``. Its state is the running rates.
+    target-rate loss + band * band loss + information * information loss``; distillation is that
+    of Hinton, Vinyals and Dean (2015), with T ``distill_temperature``. Its state is the running
+    rates.
 
     Args:
         config: Options.
@@ -50,7 +52,9 @@ class Objective(nn.Module):
         self.gates = dict(gates)
         self.distill = 0.0 if teacher is None else config.distill
         self._teacher = (teacher,)  # in a tuple, lest its weights count as the objective's state
-        self.running = RunningRates(len(gates), min(config.rate_window, images / 50))
+        window = min(config.rate_window, images / 50)
+        self.running = RunningRates(len(gates), window)
+        self.running_probabilities = RunningRates(len(gates), window)
         if gates:
             budget = config.budget
             weights = torch.tensor(budget.weights(flops), dtype=torch.float32)
@@ -100,6 +104,11 @@ class Objective(nn.Module):
             if self.config.band:
                 band = rate_band_loss(rates, self.config.band_low, self.config.band_high)
                 loss = loss + self.config.band * band
+            if self.config.information:
+                probabilities = torch.stack([decision.logit.sigmoid() for decision in made])
+                means = self.running_probabilities(probabilities.mean(1), len(labels))
+                information = information_loss(probabilities, means.clamp(0, 1))
+                loss = loss + self.config.information * information
         return {"loss": loss, **terms}
 
     def task_loss(self, pixels: Tensor, labels: Tensor, logits: Tensor) -> Tensor:

@@ -183,6 +183,8 @@ CASES = {
     "smoothing over 1": ([*FINETUNE, "--smoothing", "2"], "smoothing 2: expected 0 to 1"),
     "no temperature": ([*FINETUNE, "--distill-temperature", "0"], "temperature 0: expected"),
     "no accumulation": ([*FINETUNE, "--grad-accum-steps", "0"], "--grad-accum-steps"),
+    "negative information": ([*FINETUNE, "--information", "-1"], "information -1"),
+    "noise ends before": ([*FINETUNE, "--noise-end", "0.2"], "noise hold 0.5: expected at most"),
     "negative band": ([*FINETUNE, "--band", "-1"], "band -1"),
     "nothing to train": (
         ["finetune", "--data", "images"],

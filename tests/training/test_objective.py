@@ -7,6 +7,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from aigtool.flops import BlockFlops, NetworkFlops
 from aigtool.gates import Decision, Gate
+from aigtool.losses import information_loss
 from aigtool.training.config import FinetuneConfig
 from aigtool.training.objective import Objective
 
@@ -81,6 +82,11 @@ def test_rates_and_losses_by_hand(gates: dict[str, Gate]) -> None:
 
     band = FinetuneConfig(rate_weight=0.0, band=2.0, band_low=0.5, band_high=0.7)
     assert terms(band, gates)["loss"] == pytest.approx(task + 2 * (0.1**2 + 0.1**2) / 2, abs=1e-6)
+
+    told = FinetuneConfig(rate_weight=0.0, information=3.0)
+    made = torch.stack([decision.logit.sigmoid() for decision in decisions().values()])
+    expected = task + 3 * information_loss(made, made.mean(1)).item()
+    assert terms(told, gates)["loss"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_rates_are_those_of_the_latest_images(gates: dict[str, Gate]) -> None:

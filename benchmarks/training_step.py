@@ -1,0 +1,95 @@
+"""A training step of the gated network over one of the dense network, side by side.
+
+Both networks train in one process, step by step in turn, without distillation; a row gives medians.
+
+python benchmarks/training_step.py [--device cuda] [--dtype bfloat16] [--compile]
+"""
+
+import argparse
+import copy
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import aigtool
+
+CASES = (("resnet50", (3, 224, 224), 16), ("cifar_resnet56", (3, 32, 32), 128))
+REPEATS = 9
+
+
+def stepper(
+    network: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype | None, compiled: bool
+) -> Callable[[], None]:
+    """Return a function that takes one training step."""
+    network = network.to(images.device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+    gates = dict(aigtool.named_gates(network))
+    running = aigtool.RunningRates(len(gates)).to(images.device)
+
+    def loss_of(decisions: dict[str, aigtool.Decision]) -> Tensor:
+        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+            loss = F.cross_entropy(run(images), labels)
+        if gates:
+            rates = running(aigtool.execution_rates(decisions.values()), len(images))
+            loss = loss + 30 * aigtool.network_rate_loss(rates, 0.6)
+        return loss
+
+    hooks = aigtool.recorded_decisions(network)
+    decisions = hooks.__enter__()
+    run = torch.compile(network) if compiled else network
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss_of(decisions).backward()
+        optimizer.step()
+        if images.is_cuda:
+            torch.cuda.synchronize()
+
+    return step
+
+
+def main() -> None:
+    """Print a row a network."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16"])
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args()
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    where = torch.cuda.get_device_name() if options.device != "cpu" else "CPU"
+    print(
+        f"{where}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch "
+        f"{torch.__version__}, {options.dtype or 'float32'}{', compiled' * options.compile}"
+    )
+    print(f"{'network':16}  {'batch':>5}  {'dense s':>8}  {'gated s':>8}  {'ratio':>6}")
+    for name, size, batch in CASES:
+        torch.manual_seed(0)
+        dense = aigtool.create_network(name)
+        gated = aigtool.convert(copy.deepcopy(dense))
+        images = torch.randn(batch, *size, device=options.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        labels = torch.randint(10, (batch,), device=options.device)
+        steps = [
+            stepper(network, images, labels, dtype, options.compile) for network in (dense, gated)
+        ]
+        times: tuple[list[float], list[float]] = ([], [])
+        for _ in range(2 + REPEATS):
+            for step, taken in zip(steps, times, strict=True):
+                start = time.perf_counter()
+                step()
+                taken.append(time.perf_counter() - start)
+        ratios = [g / d for d, g in zip(*(taken[2:] for taken in times), strict=True)]
+        medians = [statistics.median(taken[2:]) for taken in times]
+        print(
+            f"{name:16}  {batch:5}  {medians[0]:8.3f}  {medians[1]:8.3f}  "
+            f"{statistics.median(ratios):6.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
