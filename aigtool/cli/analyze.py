@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from aigtool.cli.console import print_json, print_table, progress, share, status, wrote
+from aigtool.cli.console import print_json, print_table, share, status, wrote
 from aigtool.cli.options import (
     BatchSize,
     ClassMap,
@@ -83,12 +83,12 @@ def analyze(
     with status("loading"):
         from aigtool.analysis.figures import write_figures
         from aigtool.analysis.rates import gate_rates
-        from aigtool.trace import collect_trace, load_trace
+        from aigtool.trace import load_trace
 
         if data is None:
             trace = load_trace(subject)
         else:
-            from aigtool.cli.opening import open_for, ready
+            from aigtool.cli.opening import collect, open_for, ready
             from aigtool.data.images import DataSource
             from aigtool.device import find_device
             from aigtool.models.files import load_model
@@ -101,16 +101,8 @@ def analyze(
             images = open_for(model, source, split, limit)
             prepared = ready(model, where, seed)
     if data is not None:
-        with progress("running the network", len(images)) as advance:
-            trace = collect_trace(
-                prepared.network,
-                images,
-                flops=prepared.flops,
-                policy=policy or model.description.policy,
-                batch_size=batch_size,
-                workers=workers,
-                progress=advance,
-            )
+        chosen = policy or model.description.policy
+        trace = collect("running the network", prepared, images, chosen, batch_size, workers)
     written = write_figures(trace, folder)
     summary = trace.summary()
     if json:

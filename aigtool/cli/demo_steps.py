@@ -10,10 +10,10 @@ import torch
 
 from aigtool.analysis.figures import write_figures
 from aigtool.cli.console import note, progress
-from aigtool.cli.opening import Ready, ready
+from aigtool.cli.opening import Ready, collect, ready
 from aigtool.cli.reporting import training_progress
 from aigtool.conversion import convert
-from aigtool.data.images import DIGITS, DataSource, ImageSet, open_images
+from aigtool.data.images import DIGITS, DataSource, open_images
 from aigtool.data.loading import eval_transform
 from aigtool.data.training import TrainingImages, open_training_images
 from aigtool.gates import Policy
@@ -22,7 +22,6 @@ from aigtool.models.files import Model, load_model, save_model
 from aigtool.models.zoo import create_network
 from aigtool.robustness.evaluation import Judged, attack_accuracy
 from aigtool.robustness.files import write_attack
-from aigtool.trace import ExecutionTrace, collect_trace
 from aigtool.training.config import FinetuneConfig
 from aigtool.training.loop import finetune
 
@@ -74,7 +73,10 @@ def run_demo(
         "dense": (ready(dense, device), "open"),
         "gated": (ready(gated, device), "argmax"),
     }
-    traces = {name: _measure(name, *subject, test) for name, subject in subjects.items()}
+    traces = {
+        name: collect(f"evaluating {name}", subject, test, policy, batch_size=128, workers=0)
+        for name, (subject, policy) in subjects.items()
+    }
 
     note("5. look into the gates")
     figures = write_figures(traces["gated"], folder / "analysis")
@@ -108,13 +110,6 @@ def _train(
             on_step=on_step,
             on_epoch=on_epoch,
         ).model
-
-
-def _measure(name: str, subject: Ready, policy: Policy, test: ImageSet) -> ExecutionTrace:
-    with progress(f"evaluating {name}", len(test)) as advance:
-        return collect_trace(
-            subject.network, test, flops=subject.flops, policy=policy, progress=advance
-        )
 
 
 def _attacked(rows: pd.DataFrame, name: str) -> dict[str, float]:

@@ -14,7 +14,6 @@ from aigtool.cli.console import (
     percent,
     print_facts,
     print_json,
-    progress,
     share,
     status,
     warn,
@@ -403,18 +402,9 @@ def _tell_before(
     before: "Ready", images: "TrainingImages", kind: str, batch_size: int, workers: int
 ) -> None:
     """Say how accurate the network is before, and whether it has seen its validation images."""
-    from aigtool.trace import collect_trace
+    from aigtool.cli.opening import collect
 
-    with progress(f"evaluating {kind}", len(images.val)) as advance:
-        trace = collect_trace(
-            before.network,
-            images.val,
-            flops=before.flops,
-            policy="open",
-            batch_size=batch_size,
-            workers=workers,
-            progress=advance,
-        )
+    trace = collect(f"evaluating {kind}", before, images.val, "open", batch_size, workers)
     summary, loss = trace.summary(), float(trace.images["loss"].mean())
     note(
         f"{kind}: top-1 {percent(summary['top1'], summary['top1_stderr'])} on the validation "
