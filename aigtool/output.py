@@ -6,9 +6,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aigtool.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -50,6 +53,18 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def records(rows: "pd.DataFrame") -> list[dict[str, Any]]:
+    """Return a table's rows as plain dicts, with None where there is no value.
+
+    Example:
+        >>> import pandas as pd
+        >>> records(pd.DataFrame({"quality": [75, None]}, dtype="Int64"))
+        [{'quality': 75}, {'quality': None}]
+    """
+    plain = rows.astype(object).where(rows.notna(), None)
+    return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]
 
 
 def check_output(

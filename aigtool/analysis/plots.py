@@ -131,11 +131,18 @@ def training_figure(metrics: pd.DataFrame) -> Figure:
         )
         rate.plot(
             epochs,
+            metrics["train_argmax_rate"],
+            color=GREEN,
+            linewidth=1,
+            label="mean, training without noise",
+        )
+        rate.plot(
+            epochs,
             metrics["val_execution_rate"],
             color=ORANGE,
             marker=marker,
             ms=3,
-            label="mean, argmax on validation",
+            label="mean, validation, calibrated",
         )
     rate.set(title="Execution rate", xlabel="epoch", ylim=(-0.02, 1.02))
     for axes in (loss, accuracy, rate):
@@ -143,6 +150,63 @@ def training_figure(metrics: pd.DataFrame) -> Figure:
         handles, _ = axes.get_legend_handles_labels()
         if handles:
             axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16))
+    return figure
+
+
+@styled
+def sweep_figure(points: pd.DataFrame, targets: pd.DataFrame, about: str = "") -> Figure:
+    """Draw accuracy over GFLOPs: a sweep's runs and their means, dense and other networks.
+
+    Args:
+        points: A row a network, as ``training.sweep.point_rows`` returns them.
+        targets: A row a target, as ``training.sweep.target_rows`` returns them.
+        about: Which data, said under the title.
+    """
+    figure, (axes,) = new_figure(6.4, 4.2, title="Accuracy over compute", about=about)
+    others = points[points["network"] != "gated"].sort_values("gflops_executed")
+    axes.errorbar(
+        others["gflops_executed"],
+        others["top1"],
+        yerr=others["top1_stderr"],
+        color=GREY,
+        marker="s",
+        ms=4,
+        elinewidth=0.8,
+        linestyle="--",
+        linewidth=0.8,
+        label="without gates ± standard error",
+    )
+    for _, row in others.iterrows():
+        axes.annotate(
+            str(row["network"]),
+            (row["gflops_executed"], row["top1"]),
+            xytext=(5, -11),
+            textcoords="offset points",
+            fontsize=8,
+            color=GREY,
+        )
+    runs = points[points["network"] == "gated"]
+    axes.plot(
+        runs["gflops_executed"], runs["top1"], ".", color=BLUE, alpha=0.4, ms=6, label="gated, runs"
+    )
+    means = targets.sort_values("gflops_executed")
+    axes.plot(
+        means["gflops_executed"], means["top1"], "o-", color=BLUE, ms=5, label="gated, mean of runs"
+    )
+    for _, row in means.iterrows():
+        axes.annotate(
+            f"{row['target']:g}",
+            (row["gflops_executed"], row["top1"]),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color=BLUE,
+        )
+    axes.set(xlabel="GFLOPs an image (multiply-accumulates)", ylabel="top-1 accuracy, %")
+    axes.set_xlim(left=0)
+    axes.margins(x=0.08, y=0.12)
+    figure.legend(loc="outside lower left", ncols=3)
     return figure
 
 

@@ -73,7 +73,7 @@ def attack(
     The attacker knows network and gates (their gradient flows straight through) and not of the
     JPEG defence.
     """
-    from aigtool.output import check_output
+    from aigtool.output import check_output, records
 
     amounts, qualities = parse_epsilons(epsilons), parse_qualities(jpeg)
     folder = check_output(out or model.with_name(f"{model.stem}-attack"), force=force, folder=True)
@@ -83,7 +83,7 @@ def attack(
         from aigtool.device import find_device
         from aigtool.models.files import load_model
         from aigtool.robustness.evaluation import Judged, attack_accuracy
-        from aigtool.robustness.files import records, write_attack
+        from aigtool.robustness.files import write_attack
 
         where = find_device(device)
         loaded = load_model(model)

@@ -19,6 +19,7 @@ from aigtool.cli.finetune import finetune
 from aigtool.cli.flops import flops
 from aigtool.cli.info import info
 from aigtool.cli.models import models
+from aigtool.cli.sweep import sweep
 from aigtool.errors import NonFiniteLossError, UserError
 from aigtool.version import __version__
 
@@ -32,7 +33,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (models, convert, finetune, calibrate, evaluate, flops, analyze, attack, info, demo):
+for command in (
+    *(models, convert, finetune, sweep, calibrate, evaluate),
+    *(flops, analyze, attack, info, demo),
+):
     app.command()(command)
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]

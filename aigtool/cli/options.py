@@ -81,6 +81,14 @@ Limit = Annotated[
         rich_help_panel="Data",
     ),
 ]
+ValFraction = Annotated[
+    float,
+    typer.Option(
+        "--val-fraction",
+        help="Share of train/ to validate on where the data has no val/.",
+        rich_help_panel="Data",
+    ),
+]
 Dense = Annotated[
     Path | None,
     typer.Option(
@@ -192,6 +200,24 @@ def parse_budgets(rates: str | None, flops: str | None) -> "list[Budget]":
             f"budget {given!r}: expected numbers above 0 and below 1 with commas between"
         ) from error
     return [Budget(share, "rate" if flops is None else "flops") for share in shares]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read seeds such as ``0,1,2``.
+
+    Raises:
+        UserError: One is no whole number of at least 0, or comes twice.
+
+    Example:
+        >>> parse_seeds("0, 1,2")
+        [0, 1, 2]
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise UserError(
+            f"seeds {text!r}: expected different whole numbers with commas between, such as 0,1,2"
+        )
+    return [int(part) for part in parts]
 
 
 def parse_qualities(text: str) -> list[int]:

@@ -8,7 +8,7 @@ from aigtool.cli.console import note, percent, print_table, progress, share
 
 if TYPE_CHECKING:
     from aigtool.training.config import FinetuneConfig
-    from aigtool.training.loop import StepReport
+    from aigtool.training.trainer import StepReport
 
 
 def gate_counts(summary: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
 
+from aigtool.data.augmentation import DEFAULT, Augmentation
 from aigtool.data.images import ImageSet, Transform
 from aigtool.data.seeding import seeded
 from aigtool.errors import UserError
@@ -40,38 +41,56 @@ def eval_transform(spec: InputSpec) -> Transform:
 
 
 def train_transform(
-    spec: InputSpec, *, hflip: float = 0.5, scale: tuple[float, float] = (0.35, 1.0)
+    spec: InputSpec,
+    augmentation: Augmentation = DEFAULT,
+    *,
+    scale: tuple[float, float] = (0.35, 1.0),
 ) -> Transform:
     """Return the training transform, ending in pixels 0..1.
 
     Args:
         spec: The network's input.
-        hflip: Probability of a horizontal flip.
+        augmentation: What is done besides the crop.
         scale: Share of the image that a random crop takes, for inputs above ``SMALL`` pixels.
             Smaller ones are padded by an eighth and cropped, as He et al. (2016) do on CIFAR.
 
     Returns:
         Image to pixels ``(3, H, W)``.
+
+    Raises:
+        UserError: timm does not know the AutoAugment policy.
     """
-    _, height, width = spec.size
-    if max(height, width) > SMALL:
-        transform = create_transform(
+    hflip = 0.5 if augmentation.hflip is None else augmentation.hflip
+    try:
+        crop, change, finish = create_transform(
             input_size=spec.size,
             is_training=True,
             hflip=hflip,
             scale=scale,
+            color_jitter=augmentation.color_jitter,
+            auto_augment=augmentation.aa,
+            re_prob=augmentation.reprob,
             interpolation=spec.interpolation,
             mean=_zeros(spec),
             std=_ones(spec),
+            separate=True,
         )
-        return cast(Transform, transform)
-    steps = [
-        transforms.Resize((height, width)),
-        transforms.RandomCrop((height, width), padding=(width // 8, height // 8)),
-        transforms.RandomHorizontalFlip(hflip),
-        transforms.ToTensor(),
-    ]
-    return cast(Transform, transforms.Compose(steps))
+    # timm reads a policy with assertions, float() and look-ups.
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError(
+            f"aa {augmentation.aa!r} cannot be made ({error!r}): expected a policy that timm "
+            "knows, such as rand-m9-mstd0.5-inc1, augmix-m5-w4-d2 or original"
+        ) from error
+    _, height, width = spec.size
+    if max(height, width) <= SMALL:
+        crop = transforms.Compose(
+            [
+                transforms.Resize((height, width)),
+                transforms.RandomCrop((height, width), padding=(width // 8, height // 8)),
+                transforms.RandomHorizontalFlip(hflip),
+            ]
+        )
+    return cast(Transform, transforms.Compose([crop, change, finish]))
 
 
 def load_batches(

@@ -1,8 +1,9 @@
 """Images to train on and images to choose the best epoch by."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from aigtool.data.augmentation import DEFAULT, Augmentation
 from aigtool.data.images import DIGITS, DataSource, ImageSet, has_split, open_images
 from aigtool.data.loading import eval_transform, held_out, train_transform
 from aigtool.errors import UserError
@@ -31,7 +32,7 @@ def open_training_images(
     *,
     val_fraction: float = 0.1,
     seed: int = 0,
-    hflip: float | None = None,
+    augmentation: Augmentation = DEFAULT,
 ) -> TrainingImages:
     """Open ``train/`` and ``val/``; where there is no ``val/``, take a part out of ``train/``.
 
@@ -42,7 +43,7 @@ def open_training_images(
         source: Where the images are.
         val_fraction: The share to take out, each class in proportion.
         seed: Which share.
-        hflip: Probability of a horizontal flip; 0.5 by default, 0 for digits.
+        augmentation: What is done at random to training images.
 
     Raises:
         UserError: The images cannot be opened or are not the network's classes.
@@ -58,9 +59,9 @@ def open_training_images(
         raise UserError(
             f"validation fraction {val_fraction:g}: expected a share above 0 and below 1"
         )
-    if hflip is None:
-        hflip = 0.0 if source.name == DIGITS else 0.5
-    training = train_transform(description.input, hflip=hflip)
+    if augmentation.hflip is None and source.name == DIGITS:
+        augmentation = replace(augmentation, hflip=0.0)
+    training = train_transform(description.input, augmentation)
     plain = eval_transform(description.input)
     names = description.class_names
     train = open_images(source, _training_split(source), training, names)

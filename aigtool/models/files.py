@@ -127,21 +127,34 @@ def load_reference(
     if dense is None and not beside.is_file():
         return "open", model
     reference = load_model(dense or beside)
-    _check_reference(model.description, reference.description, Path(dense or beside))
+    if reference.description.gated_blocks:
+        raise UserError(
+            f"dense network {dense or beside} has gates: expected the network before gating; "
+            "choose another with --dense FILE"
+        )
+    check_comparable(model.description, reference.description, Path(dense or beside))
     return "dense", reference
 
 
-def _check_reference(gated: Description, dense: Description, path: Path) -> None:
+def check_comparable(gated: Description, dense: Description, path: Path) -> None:
+    """Refuse to compare networks of other classes, or of other images.
+
+    Args:
+        gated: Of the network that is compared.
+        dense: Of what it is compared with.
+        path: The file of that.
+
+    Raises:
+        UserError: They cannot be compared.
+    """
     names = (gated.class_names, dense.class_names)
-    if dense.gated_blocks:
-        problem = "has gates: expected the network before gating"
-    elif dense.num_classes != gated.num_classes or (None not in names and names[0] != names[1]):
+    if dense.num_classes != gated.num_classes or (None not in names and names[0] != names[1]):
         problem = "has other classes than the gated network"
     elif dense.input.size != gated.input.size:
         problem = f"takes images of {dense.input.size}, the gated network of {gated.input.size}"
     else:
         return
-    raise UserError(f"dense network {path} {problem}; choose another with --dense FILE")
+    raise UserError(f"network {path} {problem}; choose another to compare with")
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -1,11 +1,10 @@
 """What ``aigtool attack`` leaves behind."""
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from aigtool.output import replacing, write_json
+from aigtool.output import records, replacing, write_json
 from aigtool.robustness.plots import robustness_figure
 
 
@@ -27,14 +26,3 @@ def write_attack(rows: pd.DataFrame, folder: str | Path, about: str) -> list[Pat
     with replacing(figure) as temporary:
         robustness_figure(rows, about).savefig(temporary)
     return [table, record, figure]
-
-
-def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a table's rows as plain dicts, with None where there is no value.
-
-    Example:
-        >>> records(pd.DataFrame({"quality": [75, None]}, dtype="Int64"))
-        [{'quality': 75}, {'quality': None}]
-    """
-    plain = rows.astype(object).where(rows.notna(), None)
-    return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]

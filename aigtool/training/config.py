@@ -1,16 +1,28 @@
 """What a fine-tuning run can be told."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from aigtool.budget import Budget
 from aigtool.errors import UserError
 
 Target = Literal["network", "per-layer"]
-TARGETS: tuple[Target, ...] = get_args(Target)
+Baseline = Literal["none", "stochastic-depth"]
+Trained = Literal["all", "gates"]
+AmpDtype = Literal["float32", "bfloat16", "float16"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "target": get_args(Target),
+    "baseline": get_args(Baseline),
+    "train": get_args(Trained),
+    "amp_dtype": get_args(AmpDtype),
+}
 
 TARGET_RATE = 0.6
 """What is asked for where no target is."""
+DISTILL = 0.9
+"""The weight of distillation where none is given."""
 
 
 @dataclass(frozen=True)
@@ -18,19 +30,31 @@ class FinetuneConfig:
     """Options of ``finetune``.
 
     Attributes:
-        target_rate: The wanted mean execution rate over gates; 0.6 where no target is given.
-        target_flops: The wanted executed GFLOPs over those of the dense network, instead.
-        target: Whether the loss holds the mean over the network to the target, or each layer.
-        rate_weight: Weight of the target-rate loss beside cross entropy.
-        band: Weight of the loss that keeps each gate's rate between ``band_low`` and ``band_high``.
-        band_low: Lower end of the band.
-        band_high: Upper end of the band.
-        information: Weight of the loss that keeps decisions telling images apart.
-        rate_window: Images over which rates are averaged for these losses; in a short run fewer.
+        target_rate: The mean execution rate over gates to end with; 0.6 where no target is given.
+        target_flops: Executed GFLOPs over those of the dense network to end with, instead.
+        target: Whether the loss holds the mean over the network to the target, or each gate: to
+            its own, where conversion or targets gave it one.
+        targets: A rate for each gate, with commas between, or a schedule of the paper such as
+            resnet50-eccv:0.5; the loss holds each gate to its own.
+        baseline: What to train instead, to compare with: stochastic-depth is the dense network,
+            each block of which runs at random at the same rate in training, always afterwards.
         epochs: Passes over the training images.
         batch_size: Images a minibatch.
-        grad_accum_steps: Minibatches a step.
-        clip_grad: The norm that gradients are clipped to; 0 leaves them as they are.
+        rate_weight: Weight of the target-rate loss beside cross entropy.
+        information: Weight of the loss that keeps decisions telling images apart.
+        band: Weight of the loss that keeps each gate's rate between band_low and band_high.
+        band_low: Lower end of the band.
+        band_high: Upper end of the band.
+        rate_window: Images over which rates are averaged for these losses; in a short run fewer.
+        noise_hold: Share of the run with full Gumbel noise.
+        noise_end: Share of the run at which it has fallen, linearly, to zero, so that gates end
+            deterministic.
+        gate_temperature: Of the softmax that the gates' gradient is that of, at the start.
+        gate_temperature_end: At the end of the noise and after; between, it falls or rises by the
+            same factor each step.
+        distill: Weight, 0 to 1, of learning from the network before gating; 0.9, but 0 where its
+            classifier is new and there is nothing to learn.
+        distill_temperature: Of both networks' softmax in that loss.
         opt: timm's name of the optimiser.
         lr: Learning rate of the network.
         gate_lr: Learning rate of the gates.
@@ -38,13 +62,16 @@ class FinetuneConfig:
         weight_decay: Of the network's weights; gates, norms and biases have none.
         sched: timm's name of the learning-rate schedule.
         warmup_epochs: Epochs over which the learning rates rise from zero.
-        noise_hold: Share of the run with full Gumbel noise.
-        noise_end: Share of the run at which it has fallen, linearly, to zero, so that gates end
-            deterministic.
-        distill: Weight of the distillation loss against cross entropy, 0..1.
-        distill_temperature: Of both networks' softmax in the distillation loss.
+        grad_accum_steps: Minibatches a step.
+        clip_grad: The norm that gradients are clipped to; 0 leaves them as they are.
+        model_ema_decay: Share of the averaged weights that a step keeps, such as 0.999; the
+            averaged network is then the one that is validated and kept. 0 averages nothing.
         smoothing: Label smoothing.
+        mixup: alpha of mixup: two images mixed in shares drawn from Beta(alpha, alpha); 0 is none.
+        cutmix: alpha of CutMix, alike; with both, each minibatch draws one of them.
         train: Whether to train the whole network or the gates alone.
+        amp_dtype: What autocast computes in; float32 is no autocast.
+        compile: Whether torch.compile makes the training step faster, after a while of compiling.
         seed: Of everything random.
         workers: Processes that read images.
 
@@ -64,16 +91,22 @@ such as 0.6
     target_rate: float | None = None
     target_flops: float | None = None
     target: Target = "network"
-    rate_weight: float = 30.0
+    targets: str | None = None
+    baseline: Baseline = "none"
+    epochs: int = 15
+    batch_size: int = 128
+    rate_weight: float = 100.0
+    information: float = 2.0
     band: float = 0.0
     band_low: float = 0.1
     band_high: float = 0.9
-    information: float = 0.0
     rate_window: float = 1024.0
-    epochs: int = 15
-    batch_size: int = 128
-    grad_accum_steps: int = 1
-    clip_grad: float = 0.0
+    noise_hold: float = 0.3
+    noise_end: float = 0.8
+    gate_temperature: float = 1.0
+    gate_temperature_end: float = 1.0
+    distill: float | None = None
+    distill_temperature: float = 4.0
     opt: str = "sgd"
     lr: float = 0.01
     gate_lr: float = 0.1
@@ -81,12 +114,15 @@ such as 0.6
     weight_decay: float = 1e-4
     sched: str = "cosine"
     warmup_epochs: int = 0
-    noise_hold: float = 0.5
-    noise_end: float = 1.0
-    distill: float = 0.5
-    distill_temperature: float = 1.0
+    grad_accum_steps: int = 1
+    clip_grad: float = 0.0
+    model_ema_decay: float = 0.0
     smoothing: float = 0.0
-    train: Literal["all", "gates"] = "all"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    train: Trained = "all"
+    amp_dtype: AmpDtype = "float32"
+    compile: bool = False
     seed: int = 0
     workers: int = 0
 
@@ -97,30 +133,47 @@ such as 0.6
             return Budget(self.target_flops, "flops")
         return Budget(TARGET_RATE if self.target_rate is None else self.target_rate)
 
+    @property
+    def is_per_layer(self) -> bool:
+        """Whether the loss holds each gate to its target."""
+        return self.target == "per-layer" or self.targets is not None
+
+    def completed(self, can_distill: bool) -> "FinetuneConfig":
+        """Return these options with the weight of distillation that holds where none is given."""
+        if self.distill is not None:
+            return self
+        return replace(self, distill=DISTILL if can_distill else 0.0)
+
     def __post_init__(self) -> None:
         if self.target_rate is not None and self.target_flops is not None:
             raise UserError("a target rate and a target in FLOPs were given: expected one of them")
         _ = self.budget
-        if self.target not in TARGETS:
-            raise UserError(f"target {self.target!r}: expected one of {', '.join(TARGETS)}")
-        if self.target == "per-layer" and self.target_flops is not None:
+        for name, choices in _CHOICES.items():
+            if (given := getattr(self, name)) not in choices:
+                words = name.replace("_", " ")
+                raise UserError(f"{words} {given!r}: expected one of {', '.join(choices)}")
+        if self.is_per_layer and self.target_flops is not None:
             raise UserError(
-                "target per-layer with a target in FLOPs: layers are held to rates; give a target "
-                "rate, or hold the network to its FLOPs"
+                "a target per layer with a target in FLOPs: layers are held to rates; give a "
+                "target rate, or hold the network to its FLOPs"
             )
-        if self.train not in ("all", "gates"):
-            raise UserError(f"train {self.train!r}: expected all or gates")
+        if self.baseline != "none" and self.train == "gates":
+            raise UserError(f"baseline {self.baseline} has no gates: expected train all")
         for name in ("epochs", "batch_size", "grad_accum_steps"):
             self._check(name, getattr(self, name) >= 1, "a whole number of at least 1")
-        for name in ("distill_temperature", "rate_window"):
+        for name in (
+            *("distill_temperature", "gate_temperature", "gate_temperature_end", "rate_window"),
+        ):
             self._check(name, getattr(self, name) > 0, "a number above 0")
         for name in (
             *("lr", "gate_lr", "rate_weight", "band", "information", "momentum", "weight_decay"),
-            *("warmup_epochs", "clip_grad"),
+            *("warmup_epochs", "clip_grad", "mixup", "cutmix"),
         ):
             self._check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("noise_hold", "noise_end", "distill", "smoothing", "band_low", "band_high"):
+        for name in ("noise_hold", "noise_end", "smoothing", "band_low", "band_high"):
             self._check(name, 0 <= getattr(self, name) <= 1, "0 to 1")
+        self._check("distill", self.distill is None or 0 <= self.distill <= 1, "0 to 1")
+        self._check("model_ema_decay", 0 <= self.model_ema_decay < 1, "0 or more, and under 1")
         self._check("noise_hold", self.noise_hold <= self.noise_end, "at most the noise's end")
         self._check("band_low", self.band_low <= self.band_high, "at most the band's higher end")
 
@@ -139,4 +192,23 @@ def noise_at(progress: float, hold: float, end: float = 1.0) -> float:
         >>> [noise_at(progress, 0.25, 0.75) for progress in (0.25, 0.5, 0.75, 0.9)]
         [1.0, 0.5, 0.0, 0.0]
     """
-    return 1.0 if progress <= hold else max(0.0, (end - progress) / (end - hold))
+    if progress <= hold:
+        return 1.0
+    return 0.0 if progress >= end else (end - progress) / (end - hold)
+
+
+def temperature_at(progress: float, start: float, final: float, end: float = 1.0) -> float:
+    """Return the temperature of the gates' gradient after a share ``progress`` of the run.
+
+    Args:
+        progress: 0..1.
+        start: The temperature at 0.
+        final: The temperature at ``end`` and after.
+        end: Share of the run at which it is reached.
+
+    Example:
+        >>> [temperature_at(progress, 4.0, 1.0, end=0.5) for progress in (0.0, 0.25, 0.5, 1.0)]
+        [4.0, 2.0, 1.0, 1.0]
+    """
+    passed = min(1.0, progress / end if end else 1.0)
+    return start * math.exp(passed * math.log(final / start))

@@ -1,10 +1,8 @@
 """Fine-tuning: the passes over the images, what is measured after each, and going on later."""
 
 import copy
-import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,36 +24,23 @@ from aigtool.conversion import (
     strip,
 )
 from aigtool.data.images import ImageSet
-from aigtool.data.loading import count_batches, load_batches
-from aigtool.errors import NonFiniteLossError, UserError
+from aigtool.data.loading import load_batches
+from aigtool.data.seeding import seeded
+from aigtool.errors import UserError
 from aigtool.flops import NetworkFlops, count_flops
 from aigtool.models.description import Description, PixelNetwork
 from aigtool.models.files import Model, save_model
 from aigtool.modes import in_mode
+from aigtool.selection import parse_targets
 from aigtool.trace import collect_trace
-from aigtool.training.config import FinetuneConfig, noise_at
+from aigtool.training.baseline import dropping_blocks
+from aigtool.training.config import FinetuneConfig
 from aigtool.training.objective import Objective
-from aigtool.training.optimization import make_optimizer
 from aigtool.training.run_folder import RunFolder
+from aigtool.training.trainer import Networks, StepReport, Trainer
 
-SAVE_SECONDS = 240.0
-"""All state is saved when a step ends this long after the last time, and after each epoch."""
 CALIBRATION_IMAGES = 2000
 """Each epoch's thresholds are set on at most so many validation images."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What a training step has to tell: means over the epoch so far."""
-
-    epoch: int
-    step: int
-    steps: int
-    images: int
-    loss: float
-    top1: float
-    execution_rate: float
-    images_per_second: float
 
 
 @dataclass(frozen=True)
@@ -121,59 +106,113 @@ def finetune(
         raise UserError("no validation images: expected at least one to choose the best epoch by")
     random_seed(config.seed)
     folder = RunFolder(out)
+    config = config.completed(teacher is not None or not model.description.new_classifier)
     names = model.description.class_names or train.classes
     description = replace(model.description, class_names=names, policy="argmax")
-    network = PixelNetwork(model.network, description.input).to(device)
-    gates = dict(named_gates(network))
-    flops = count_flops(model.network, description.input.size)
-    if gates:
+    size = description.input.size
+    flops = count_flops(model.network.to(device), size)
+    if is_gated := bool(flops.gated_blocks):
         config.budget.check(flops)
-    dense = strip(copy.deepcopy(model.network)) if teacher is None else teacher
-    guide = PixelNetwork(dense, description.input).to(device).eval().requires_grad_(False)
-    guided = guide if config.distill else None
-    objective = Objective(config, gates, flops, guided, config.epochs * len(train)).to(device)
-    trainer = _Trainer(network, objective, config, len(train))
+        _set_targets(model.network, config)
+    networks = _networks(model, teacher, config, flops)
+    network = networks.kept
+    if config.baseline != "none":
+        flops = count_flops(network.network, size)
+    guide = networks.teacher if config.distill else None
+    gates = dict(named_gates(network))
+    objective = Objective(config, gates, flops, guide, config.epochs * len(train)).to(device)
+    trainer = Trainer(networks, objective, config, len(train))
     metrics: list[dict[str, Any]] = []
     if resume:
-        state = folder.read_state(config)
+        state = folder.read_state(config, context)
         trainer.load_state(state)
         metrics = state["metrics"]
     else:
         folder.clear()
         folder.write_config(config, context or {})
-        if gates:
-            save_model(folder.dense, dense, description)
+        if is_gated:
+            save_model(folder.dense, networks.teacher.network, description)
 
-    def save() -> None:
-        folder.write_state(trainer.state() | {"metrics": metrics})
+    def save(*, finished: bool = False) -> None:
+        folder.write_state(trainer.state() | {"metrics": metrics, "finished": finished})
 
     save()
-    with _deferred_interrupt() as interrupted:
+    with _deferred_interrupt() as interrupted, trainer.recording():
         while trainer.epoch <= config.epochs:
             row = trainer.train_epoch(train, on_step, save, interrupted)
-            with _kept_thresholds(network):
-                row |= _validate(network, val, flops, config)
+            judged = trainer.judged
+            with _kept_thresholds(judged):
+                row |= _validate(judged, val, flops, config)
                 row["best"] = row["val_top1"] >= max((r["val_top1"] for r in metrics), default=0)
                 metrics.append(row)
                 if row["best"]:
-                    save_model(folder.best, model.network, _told(description, row, config))
+                    save_model(folder.best, judged.network, _told(description, row, config))
             folder.write_metrics(metrics)
             trainer.start_epoch(trainer.epoch + 1)
             save()
             on_epoch(row)
 
+    result = _finished(network, train, description, folder, config=config, metrics=metrics)
+    save(finished=True)
+    return result
+
+
+def _finished(
+    network: PixelNetwork,
+    train: ImageSet,
+    description: Description,
+    folder: RunFolder,
+    *,
+    config: FinetuneConfig,
+    metrics: list[dict[str, Any]],
+) -> FinetuneResult:
+    """Take up the best epoch again, and give its gates their mean execution rates."""
     best = [row for row in metrics if row["best"]][-1]
-    model.network.load_state_dict(safetensors.torch.load_file(folder.best))
-    measure_expected_rates(
-        network,
-        load_batches(
-            train, batch_size=config.batch_size, workers=config.workers, shuffle_seed=config.seed
-        ),
+    network.network.load_state_dict(safetensors.torch.load_file(folder.best))
+    batches = load_batches(
+        train, batch_size=config.batch_size, workers=config.workers, shuffle_seed=config.seed
     )
+    with seeded(config.seed, "expected rates"):
+        measure_expected_rates(network, batches)
     set_policy(network, "argmax")
-    done = Model(model.network.eval(), _told(description, best, config))
+    done = Model(network.network.eval(), _told(description, best, config))
     save_model(folder.best, done.network, done.description)
     return FinetuneResult(done, best["epoch"], metrics)
+
+
+def _networks(
+    model: Model, teacher: nn.Module | None, config: FinetuneConfig, flops: NetworkFlops
+) -> Networks:
+    """Make what is trained, what is kept and what is learnt from of a model."""
+    description = model.description
+    dense = strip(copy.deepcopy(model.network)) if teacher is None else teacher
+    trained = model.network
+    if config.baseline == "stochastic-depth":
+        if not flops.gated_blocks:
+            raise UserError("baseline stochastic-depth: expected a network with gates")
+        trained = dropping_blocks(model.network, config.budget.mean_rate(flops))
+        model = model.stripped()
+    device = next(trained.parameters()).device
+    trained, kept, dense = (
+        PixelNetwork(network, description.input).to(device)
+        for network in (trained, model.network, dense)
+    )
+    frozen = dense.eval().requires_grad_(False)
+    return Networks(trained, kept, frozen, description.num_classes)
+
+
+def _set_targets(network: nn.Module, config: FinetuneConfig) -> None:
+    """Give each gate the target of its own that the options name."""
+    if config.targets is None:
+        return
+    gates = dict(named_gates(network))
+    targets = parse_targets(config.targets)
+    if len(targets) != len(gates):
+        raise UserError(
+            f"targets given: {len(targets)}; gates: {len(gates)}; expected one a gate, in order"
+        )
+    for gate, target in zip(gates.values(), targets, strict=True):
+        gate.target = target
 
 
 def _validate(
@@ -275,159 +314,3 @@ def measure_expected_rates(network: PixelNetwork, batches: Iterable[tuple[Tensor
             count += len(pixels)
     for gate, total in zip(gates.values(), totals.tolist(), strict=True):
         gate.expected_rate.fill_(total / count)
-
-
-class _Trainer:
-    """The network, its objective and its optimiser; one pass over the images at a time."""
-
-    def __init__(
-        self, network: PixelNetwork, objective: Objective, config: FinetuneConfig, images: int
-    ) -> None:
-        if images < 1:
-            raise UserError("no training images: expected at least one")
-        self.network = network
-        self.objective = objective
-        self.config = config
-        self.gates = dict(named_gates(network))
-        if config.train == "gates":
-            network.requires_grad_(False)
-            for gate in self.gates.values():
-                gate.requires_grad_(True)
-        self.batches = count_batches(images, config.batch_size)
-        self.steps = math.ceil(self.batches / config.grad_accum_steps)
-        self.optimizer, self.scheduler = make_optimizer(network, config, self.steps)
-        self.done = 0
-        self.start_epoch(1)
-
-    def start_epoch(self, epoch: int) -> None:
-        """Begin an epoch's means anew."""
-        self.epoch = epoch
-        self.batch = 0
-        self.seen = 0
-        self.seconds = 0.0
-        self.sums = dict.fromkeys(_SUMS, 0.0)
-
-    def train_epoch(
-        self,
-        images: ImageSet,
-        on_step: Callable[[StepReport], None],
-        save: Callable[[], None],
-        interrupted: Callable[[], bool],
-    ) -> dict[str, Any]:
-        """Take one pass over the images, or the rest of one, and return the epoch's metrics."""
-        config, device = self.config, self.network.mean.device
-        self._set_modes()
-        saved = start = time.monotonic()
-        batches = load_batches(
-            images,
-            batch_size=config.batch_size,
-            workers=config.workers,
-            shuffle_seed=config.seed * 100_003 + self.epoch,
-            start=self.batch,
-            pin_memory=device.type == "cuda",
-        )
-        for number, batch in enumerate(batches, self.batch + 1):
-            pixels, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
-            self._take_in(pixels, labels, number)
-            if number % config.grad_accum_steps and number < self.batches:
-                continue
-            self._step()
-            self.batch = number
-            now = time.monotonic()
-            self.seconds += now - start
-            start = now
-            on_step(self._report())
-            if interrupted():
-                save()
-                raise KeyboardInterrupt
-            if now - saved > SAVE_SECONDS:
-                save()
-                saved = time.monotonic()
-        means = self._means()
-        return {
-            "epoch": self.epoch,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "noise": next(iter(self.gates.values())).noise if self.gates else 0.0,
-            "train_loss": means["loss"],
-            "train_rate_loss": means["rate_loss"],
-            "train_top1": 100 * means["correct"],
-            "train_execution_rate": means["execution_rate"],
-            "train_argmax_rate": means["argmax_rate"],
-            "train_images_per_second": self.seen / self.seconds,
-        }
-
-    def _set_modes(self) -> None:
-        self.network.train(self.config.train == "all")
-        for gate in self.gates.values():
-            gate.train()
-
-    def _take_in(self, pixels: Tensor, labels: Tensor, number: int) -> None:
-        """Add a minibatch's gradient."""
-        every = self.config.grad_accum_steps
-        together = min(every, self.batches - (number - 1) // every * every)
-        progress = self.done / max(self.steps * self.config.epochs - 1, 1)
-        for gate in self.gates.values():
-            gate.noise = noise_at(progress, self.config.noise_hold, self.config.noise_end)
-        with recorded_decisions(self.network) as decisions:
-            logits = self.network(pixels)
-        terms = self.objective(pixels, labels, logits, decisions)
-        values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
-        if not math.isfinite(values["loss"]):
-            raise NonFiniteLossError(
-                f"the loss is {values['loss']} at epoch {self.epoch}, step {self.done + 1}: try a "
-                "lower --lr or --gate-lr; the files of the epochs before it are kept"
-            )
-        (terms["loss"] / together).backward()
-        self.seen += len(labels)
-        for name, value in values.items():
-            self.sums[name] += value * (1 if name == "correct" else len(labels))
-
-    def _step(self) -> None:
-        self.scheduler.step_update(self.done)
-        if self.config.clip_grad:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.done += 1
-
-    def _means(self) -> dict[str, float]:
-        return {name: value / self.seen for name, value in self.sums.items()}
-
-    def _report(self) -> StepReport:
-        means = self._means()
-        return StepReport(
-            epoch=self.epoch,
-            step=math.ceil(self.batch / self.config.grad_accum_steps),
-            steps=self.steps,
-            images=self.seen,
-            loss=means["loss"],
-            top1=100 * means["correct"],
-            execution_rate=means["execution_rate"],
-            images_per_second=self.seen / self.seconds,
-        )
-
-    def state(self) -> dict[str, Any]:
-        """Return all state between two steps, as tensors and plain values."""
-        return {
-            **{name: getattr(self, name) for name in _PLACE},
-            "network": self.network.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "objective": self.objective.state_dict(),
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if self.network.mean.is_cuda else [],
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state`` returned."""
-        self.network.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.objective.load_state_dict(state["objective"])
-        for name in _PLACE:
-            setattr(self, name, state[name])
-        torch.set_rng_state(state["rng"])
-        if state["rng_cuda"]:
-            torch.cuda.set_rng_state_all(state["rng_cuda"])
-
-
-_SUMS = ("loss", "rate_loss", "correct", "execution_rate", "argmax_rate")
-_PLACE = ("epoch", "batch", "done", "seen", "seconds", "sums")

@@ -31,7 +31,7 @@ class Objective(nn.Module):
         config: Options.
         gates: The network's gates by name; none for a network that just trains.
         flops: What ``count_flops`` counted for the network.
-        teacher: Takes pixels; frozen. None where there is nothing to learn from.
+        teacher: Takes pixels; frozen. None where nothing is learnt from one.
         images: What the run will see in all, each as often as it is seen: rates are averaged over
             a 50th of that at most, lest they lag behind the gates in a short run.
     """
@@ -50,7 +50,7 @@ class Objective(nn.Module):
         super().__init__()
         self.config = config
         self.gates = dict(gates)
-        self.distill = 0.0 if teacher is None else config.distill
+        self.distill = 0.0 if teacher is None else config.distill or 0.0
         self._teacher = (teacher,)  # in a tuple, lest its weights count as the objective's state
         window = min(config.rate_window, images / 50)
         self.running = RunningRates(len(gates), window)
@@ -64,9 +64,9 @@ class Objective(nn.Module):
 
     @property
     def layer_targets(self) -> list[float]:
-        """Each gate's target: per layer its own, where conversion gave it one."""
+        """Each gate's target: per layer its own, where it has one."""
         own = [gate.target for gate in self.gates.values()]
-        if self.config.target == "network":
+        if not self.config.is_per_layer:
             own = [None] * len(own)
         return [self.config.budget.share if target is None else target for target in own]
 
@@ -77,13 +77,14 @@ class Objective(nn.Module):
 
         Args:
             pixels: ``(N, C, H, W)``, for the teacher.
-            labels: ``(N,)``.
+            labels: ``(N,)``, or ``(N, classes)``, shares of mixed images.
             logits: ``(N, classes)``, the network's.
             decisions: By name of a gate, from ``recorded_decisions``.
         """
+        hard = labels if labels.ndim == 1 else labels.argmax(1)
         loss = self.task_loss(pixels, labels, logits)
         terms = {
-            "correct": (logits.argmax(1) == labels).sum(),
+            "correct": (logits.argmax(1) == hard).sum(),
             "rate_loss": torch.zeros_like(loss),
             "execution_rate": torch.ones_like(loss),
             "argmax_rate": torch.ones_like(loss),
@@ -113,19 +114,20 @@ class Objective(nn.Module):
 
     def task_loss(self, pixels: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
         """Return cross entropy and distillation, weighted."""
+        logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.smoothing)
         (teacher,) = self._teacher
         if teacher is None or not self.distill:
             return loss
         temperature = self.config.distill_temperature
         with torch.no_grad():
-            wanted = (teacher(pixels) / temperature).log_softmax(1)
+            wanted = (teacher(pixels).float() / temperature).log_softmax(1)
         given = (logits / temperature).log_softmax(1)
         divergence = F.kl_div(given, wanted, log_target=True, reduction="batchmean")
         return (1 - self.distill) * loss + self.distill * temperature**2 * divergence
 
     def rate_loss(self, rates: Tensor) -> Tensor:
         """Return the target-rate loss of each gate's rate, ``(gates,)``."""
-        if self.config.target == "network":
+        if not self.config.is_per_layer:
             return network_rate_loss(rates, self.mean_rate, self.weights)
         return per_layer_rate_loss(rates, self.targets)

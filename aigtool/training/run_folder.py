@@ -1,6 +1,7 @@
 """The run folder: what a fine-tuning run leaves behind."""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class RunFolder:
             "torchvision": str(torchvision.__version__),
             "timm": timm.__version__,
         }
-        values = {**context, "options": _plain(config), "versions": versions}
+        values = {**context, "options": _plain(asdict(config)), "versions": versions}
         with replacing(self.config) as temporary:
             temporary.write_text(yaml.safe_dump(values, sort_keys=False))
 
@@ -70,7 +71,9 @@ class RunFolder:
         with replacing(self.last) as temporary:
             torch.save(state, temporary)
 
-    def read_state(self, config: FinetuneConfig) -> dict[str, Any]:
+    def read_state(
+        self, config: FinetuneConfig, context: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Read what ``write_state`` wrote, for a run of the same options.
 
         Raises:
@@ -81,15 +84,17 @@ class RunFolder:
                 f"run folder {self.path} has no run to resume: expected config.yaml and last.ckpt, "
                 "as aigtool finetune writes them"
             )
-        before, now = yaml.safe_load(self.config.read_text())["options"], _plain(config)
-        # However images are read, they come in the same order with the same transforms.
-        changed = [name for name in now if now[name] != before.get(name) and name != "workers"]
-        if changed:
-            name = changed[0]
-            raise UserError(
-                f"run folder {self.path} was started with {name} {before.get(name)}, not "
-                f"{now[name]}: resume it with the options it had, or start a new run"
-            )
+        values = yaml.safe_load(self.config.read_text())
+        before = {**values, **values.pop("options")}
+        now = {**_plain(dict(context or {})), **_plain(asdict(config))}
+        # However and wherever images are run, they come in the same order with the same transforms.
+        told = [name for name in now if name not in ("workers", "device")]
+        for name in told:
+            if now[name] != before.get(name):
+                raise UserError(
+                    f"run folder {self.path} was started with {name} {before.get(name)}, not "
+                    f"{now[name]}: resume it with what it had, or start a new run"
+                )
         try:
             state: dict[str, Any] = torch.load(self.last, map_location="cpu", weights_only=True)
         # What torch.load raises depends on the file's first bytes.
@@ -97,8 +102,13 @@ class RunFolder:
             raise UserError(f"{self.last} is no whole state of a run: {error}") from error
         return state
 
+    def is_finished(self, config: FinetuneConfig, context: Mapping[str, Any] | None = None) -> bool:
+        """Whether the run in it, of these options, came to its end."""
+        finished: bool = self.read_state(config, context)["finished"]
+        return finished
 
-def _plain(config: FinetuneConfig) -> dict[str, Any]:
-    """Return options as YAML keeps them."""
-    plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(asdict(config)))
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values as YAML keeps them."""
+    plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(values))
     return plain

@@ -262,7 +262,7 @@ def test_a_run_goes_on_where_it_was_stopped(
 
     model.write_bytes(other.read_bytes())
     assert run(resume) == 2
-    assert "is not the model that the run" in capsys.readouterr().err
+    assert "was started with model_sha256" in capsys.readouterr().err
 
 
 def test_calibrate_makes_a_model_file_a_budget(
@@ -341,9 +341,50 @@ def test_held_out_images_that_the_weights_know_are_told(
     shown = aigtool(*command, tmp_path / "a")
     assert "open: top-1" in shown.err
     assert "probably seen" not in shown.err
-    monkeypatch.setattr("aigtool.cli.finetune.SEEN_LOSS", 1e9)
+    monkeypatch.setattr("aigtool.cli.preparing.SEEN_LOSS", 1e9)
     shown = aigtool(*command, tmp_path / "b")
     assert "probably seen the images held out of train/" in shown.err
+
+
+def test_a_sweep_compares_its_runs_and_goes_on_where_it_stopped(
+    aigtool: Command,
+    model: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small = tmp_path / "smaller.safetensors"
+    aigtool(
+        "convert", "cifar_resnet20", "--num-classes", "3", "--out", tmp_path / "other.safetensors"
+    )
+    aigtool("convert", tmp_path / "other.safetensors", "--strip", "--out", small)
+    out = tmp_path / "sweep"
+    options = ["--epochs", "1", "--batch-size", "8", "--workers", "0", "--out", out]
+    command = ["sweep", model, "--data", image_folder, *options, "--compare", small]
+    first = aigtool(*command, "--target-flops", "0.6", "--seeds", "0,1", "--json")
+    assert [row["network"] for row in first["runs"]] == ["open", "smaller", "gated", "gated"]
+    (target,) = first["targets"]
+    runs = [row for row in first["runs"] if row["network"] == "gated"]
+    assert target["runs"] == 2
+    assert target["top1"] == pytest.approx(sum(row["top1"] for row in runs) / 2)
+    assert all(row["flops_fraction"] <= 0.6 for row in runs)
+    assert {path.name for path in out.iterdir()} == {
+        *("flops0.6-seed0", "flops0.6-seed1"),
+        *("runs.csv", "targets.csv", "sweep.json", "sweep.png"),
+    }
+    assert len(pd.read_csv(out / "runs.csv")) == 4
+
+    weights = out / "flops0.6-seed0" / "best.safetensors"
+    before = weights.stat().st_mtime_ns
+    shown = aigtool(*command, "--target-flops", "0.4,0.6", "--seeds", "0", "--split", "test")
+    assert weights.stat().st_mtime_ns == before
+    assert (out / "flops0.4-seed0" / "best.safetensors").is_file()
+    assert "flops 0.4" in shown.out
+    assert "images test, 12 images" in " ".join(shown.out.split())
+
+    arguments = [*command, "--target-flops", "0.6", "--seeds", "0", "--lr", "0.5"]
+    assert run([str(argument) for argument in arguments]) == 2
+    assert "was started with lr 0.01, not 0.5" in capsys.readouterr().err
 
 
 def test_quiet_leaves_only_the_result(aigtool: Command, model: Path, image_folder: Path) -> None:

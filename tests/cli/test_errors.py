@@ -55,6 +55,7 @@ def workplace(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 EVALUATE = ["evaluate", "m.safetensors", "--workers", "0", "--data"]
 CALIBRATE = ["calibrate", "m.safetensors", "--workers", "0", "--data", "images"]
 FINETUNE = ["finetune", "m.safetensors", "--data", "images", "--workers", "0"]
+SWEEP = ["sweep", "m.safetensors", "--data", "images"]
 ATTACK = ["attack", "m.safetensors", "--data", "images", "--out", "out"]
 CIFAR20 = ["convert", "cifar_resnet20", "--out", "out.safetensors"]
 
@@ -182,9 +183,9 @@ CASES = {
     "negative clip": ([*FINETUNE, "--clip-grad", "-1"], "clip grad -1"),
     "smoothing over 1": ([*FINETUNE, "--smoothing", "2"], "smoothing 2: expected 0 to 1"),
     "no temperature": ([*FINETUNE, "--distill-temperature", "0"], "temperature 0: expected"),
-    "no accumulation": ([*FINETUNE, "--grad-accum-steps", "0"], "--grad-accum-steps"),
+    "no accumulation": ([*FINETUNE, "--grad-accum-steps", "0"], "grad accum steps 0: expected"),
     "negative information": ([*FINETUNE, "--information", "-1"], "information -1"),
-    "noise ends before": ([*FINETUNE, "--noise-end", "0.2"], "noise hold 0.5: expected at most"),
+    "noise ends before": ([*FINETUNE, "--noise-end", "0.2"], "noise hold 0.3: expected at most"),
     "negative band": ([*FINETUNE, "--band", "-1"], "band -1"),
     "nothing to train": (
         ["finetune", "--data", "images"],
@@ -192,13 +193,53 @@ CASES = {
     ),
     "no data to train on": (["finetune", "m.safetensors"], "expected MODEL and --data"),
     "no run to resume": (["finetune", "--resume", "taken"], "no run there"),
-    "no epochs": ([*FINETUNE, "--epochs", "0"], "--epochs"),
+    "no epochs": ([*FINETUNE, "--epochs", "0"], "epochs 0: expected"),
     "no training batch": ([*FINETUNE, "--batch-size", "0"], "--batch-size"),
     "negative lr": ([*FINETUNE, "--lr", "-1"], "lr -1"),
     "unknown optimiser": ([*FINETUNE, "--opt", "zzz"], "names that timm knows"),
     "unknown schedule": ([*FINETUNE, "--sched", "zzz"], "names that timm knows"),
     "nothing to validate on": ([*FINETUNE, "--val-fraction", "0"], "validation fraction 0"),
-    "hflip over 1": ([*FINETUNE, "--hflip", "2"], "--hflip"),
+    "hflip over 1": ([*FINETUNE, "--hflip", "2"], "hflip 2: expected 0 to 1"),
+    "jitter over 1": ([*FINETUNE, "--color-jitter", "9"], "color jitter 9: expected 0 to 1"),
+    "unknown policy of aa": ([*FINETUNE, "--aa", "zzz"], "a policy that timm knows"),
+    "erasing over 1": ([*FINETUNE, "--reprob", "2"], "reprob 2: expected 0 to 1"),
+    "negative mixup": ([*FINETUNE, "--mixup", "-1"], "mixup -1: expected 0 or more"),
+    "negative cutmix": ([*FINETUNE, "--cutmix", "-1"], "cutmix -1: expected 0 or more"),
+    "decay of 1": ([*FINETUNE, "--model-ema-decay", "1"], "model ema decay 1: expected"),
+    "unknown dtype": ([*FINETUNE, "--amp-dtype", "int8"], "--amp-dtype"),
+    "unknown baseline": ([*FINETUNE, "--baseline", "zzz"], "--baseline"),
+    "baseline of gates": (
+        [*FINETUNE, "--baseline", "stochastic-depth", "--train", "gates"],
+        "has no gates: expected train all",
+    ),
+    "no gate temperature": ([*FINETUNE, "--gate-temperature", "0"], "gate temperature 0: expected"),
+    "targets too few to train": ([*FINETUNE, "--targets", "0.5,0.5"], "targets given: 2; gates: 9"),
+    "targets over 1": ([*FINETUNE, "--targets", "0.5,1.5"], "target 1.5: expected a rate"),
+    "targets and flops": (
+        [*FINETUNE, "--targets", "0.5", "--target-flops", "0.5"],
+        "layers are held to rates",
+    ),
+    "nothing to sweep": (SWEEP, "expected one of --target-flops and --target-rate"),
+    "sweep no number": ([*SWEEP, "--target-flops", "0.5,x"], "budget '0.5,x'"),
+    "sweep out of reach": ([*SWEEP, "--target-flops", "0.5,0.01"], "lowest that can be reached"),
+    "seed twice": ([*SWEEP, "--target-flops", "0.5", "--seeds", "1,1"], "seeds '1,1'"),
+    "seed no number": ([*SWEEP, "--target-flops", "0.5", "--seeds", "a"], "seeds 'a'"),
+    "sweep into another folder": (
+        [*SWEEP, "--target-flops", "0.5", "--out", "images"],
+        "output images exists",
+    ),
+    "compare with nothing": (
+        [*SWEEP, "--target-flops", "0.5", "--compare", "no.st"],
+        "model file no.st: no such file",
+    ),
+    "compare with other classes": (
+        [*SWEEP, "--target-flops", "0.5", "--compare", "ten.st"],
+        "other classes",
+    ),
+    "sweep bad split": (
+        [*SWEEP, "--target-flops", "0.5", "--split", "none"],
+        "split 'none' is not in",
+    ),
     "run exists": ([*FINETUNE, "--out", "taken"], "--force"),
     "no gates": (["finetune", "dense.st", "--data", "images"], "has no gates"),
     "analyze without data": (["analyze", "m.safetensors"], "give --data"),

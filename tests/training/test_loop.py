@@ -19,7 +19,8 @@ from aigtool.models.description import Description, InputSpec, PixelNetwork
 from aigtool.models.files import Model, load_model
 from aigtool.trace import ExecutionTrace, collect_trace
 from aigtool.training.config import FinetuneConfig
-from aigtool.training.loop import FinetuneResult, StepReport, finetune, measure_expected_rates
+from aigtool.training.loop import FinetuneResult, finetune, measure_expected_rates
+from aigtool.training.trainer import StepReport
 
 SPEC = InputSpec(size=(3, 32, 32), crop_pct=1.0)
 FAST = FinetuneConfig(epochs=3, batch_size=8, lr=0.01, gate_lr=0.1)
@@ -111,6 +112,7 @@ def test_the_loss_drives_the_rate_to_its_target(
         gate_lr=0.1,
         rate_weight=30.0,
         noise_hold=1.0,
+        noise_end=1.0,
         distill=0.0,
     )
     result = finetune(model, train, val, config, out=tmp_path / "run")
@@ -214,9 +216,19 @@ def test_a_run_that_was_stopped_ends_as_one_that_never_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Stopped in the middle of an epoch, or at its end, of 2 with 4 steps each."""
-    monkeypatch.setattr("aigtool.training.loop.SAVE_SECONDS", -1.0)
+    monkeypatch.setattr("aigtool.training.trainer.SAVE_SECONDS", -1.0)
     convert(small_network)
-    config = replace(FAST, epochs=2, batch_size=3, grad_accum_steps=2, clip_grad=1.0, band=1.0)
+    config = replace(
+        FAST,
+        epochs=2,
+        batch_size=3,
+        grad_accum_steps=2,
+        clip_grad=1.0,
+        band=1.0,
+        model_ema_decay=0.9,
+        mixup=0.2,
+        cutmix=0.2,
+    )
     moving = replace(train, transform=transforms.Compose([transforms.RandomCrop(32, 4), to_tensor]))
 
     def run(name: str, **options: Any) -> FinetuneResult:
@@ -275,6 +287,109 @@ def test_workers_change_nothing(
         result = finetune(model, moving, val, config, out=tmp_path / str(workers))
         states.append(result.model.network.state_dict())
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"amp_dtype": "bfloat16"},
+        {"amp_dtype": "float16", "clip_grad": 1.0},
+        {"mixup": 0.2, "smoothing": 0.1},
+        {"cutmix": 1.0, "distill": 0.0},
+        {"opt": "adamw", "lr": 1e-3, "gate_lr": 1e-2, "warmup_epochs": 1},
+        {"gate_temperature": 2.0, "gate_temperature_end": 0.5},
+    ],
+    ids=str,
+)
+def test_each_part_of_the_recipe_still_learns(
+    options: dict[str, Any], model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    config = replace(FAST, information=0.0, rate_weight=1.0, **options)
+    result = finetune(model, train, val, config, out=tmp_path / "run")
+    losses = [row["train_loss"] for row in result.metrics]
+    assert losses[-1] < losses[0], losses
+
+
+def test_averaged_weights_are_what_is_judged_and_kept(
+    small_network: nn.Module, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    """The mean that timm's ModelEmaV3 keeps, worked out from the weights after each step."""
+    convert(small_network)
+    kept = {}
+    for decay in (0.0, 0.5):
+        model = Model(copy.deepcopy(small_network), Description("cifar_resnet20", 3, input=SPEC))
+        config = replace(FAST, epochs=1, batch_size=8, model_ema_decay=decay)
+        weights = [model.network.linear.weight.detach().clone()]
+        live = model.network
+
+        def note(_: StepReport, live: nn.Module = live, weights: list[Any] = weights) -> None:
+            weights.append(live.linear.weight.detach().clone())
+
+        finetune(model, train, val, config, out=tmp_path / str(decay), on_step=note)
+        kept[decay] = load_model(tmp_path / str(decay) / "best.safetensors").network.linear.weight
+    assert torch.equal(kept[0.0], weights[-1])
+    average, decays = weights[0], [0.0, 1 - 2 ** (-2 / 3), 0.5]
+    for decay, weight in zip(decays, weights[1:], strict=True):
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(kept[0.5], average)
+    assert not torch.equal(kept[0.5], kept[0.0])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_step_is_the_same_step(
+    small_network: nn.Module, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    """Without noise or learning nothing differs but rounding."""
+    convert(small_network)
+    losses = []
+    for compiled in (False, True):
+        model = Model(copy.deepcopy(small_network), Description("cifar_resnet20", 3, input=SPEC))
+        config = replace(
+            FAST,
+            epochs=1,
+            batch_size=12,
+            lr=0.0,
+            gate_lr=0.0,
+            noise_hold=0.0,
+            noise_end=0.0,
+            compile=compiled,
+        )
+        result = finetune(model, train, val, config, out=tmp_path / str(compiled))
+        losses.append(result.metrics[0]["train_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_the_baseline_is_the_dense_network_again(
+    model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    config = replace(FAST, baseline="stochastic-depth", epochs=2)
+    result = finetune(model, train, val, config, out=tmp_path / "run")
+    saved = load_model(tmp_path / "run" / "best.safetensors")
+    dense = load_model(tmp_path / "run" / "dense.safetensors")
+    assert not saved.description.gated_blocks
+    assert list(saved.network.state_dict()) == list(dense.network.state_dict())
+    moved = [
+        name
+        for name, value in saved.network.state_dict().items()
+        if not torch.equal(value, dense.network.state_dict()[name])
+    ]
+    assert any(name.startswith("layer2") for name in moved)
+    assert result.metrics[-1]["val_execution_rate"] is None
+    assert result.metrics[-1]["val_flops_fraction"] == 1.0
+    with pytest.raises(UserError, match="expected a network with gates"):
+        finetune(saved, train, val, config, out=tmp_path / "again")
+
+
+def test_targets_can_be_given_when_training(
+    small_network: nn.Module, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    model = Model(
+        convert(small_network, ungated="first:6"), Description("cifar_resnet20", 3, input=SPEC)
+    )
+    config = FinetuneConfig(epochs=1, batch_size=8, targets="0.9,0.5,1")
+    finetune(model, train, val, config, out=tmp_path / "run")
+    blocks = load_model(tmp_path / "run" / "best.safetensors").description.gated_blocks
+    assert blocks == {"layer3.0": 0.9, "layer3.1": 0.5, "layer3.2": 1.0}
 
 
 def test_gates_alone_are_trained_where_asked(

@@ -64,7 +64,7 @@ def test_the_task_loss_is_cross_entropy_and_divergence_from_the_teacher(
 
 def test_rates_and_losses_by_hand(gates: dict[str, Gate]) -> None:
     task = torch.tensor(3.0).log().item()
-    values = terms(FinetuneConfig(target_rate=0.5, rate_weight=10.0), gates)
+    values = terms(FinetuneConfig(target_rate=0.5, rate_weight=10.0, information=0.0), gates)
     assert values["execution_rate"] == pytest.approx(0.6)
     assert values["argmax_rate"] == pytest.approx(0.8)
     assert values["rate_loss"] == pytest.approx((0.6 - 0.5) ** 2)
@@ -80,7 +80,7 @@ def test_rates_and_losses_by_hand(gates: dict[str, Gate]) -> None:
     values = terms(FinetuneConfig(target_rate=0.5, target="per-layer"), gates)
     assert values["rate_loss"] == pytest.approx(((0.4 - 0.9) ** 2 + (0.8 - 0.5) ** 2) / 2)
 
-    band = FinetuneConfig(rate_weight=0.0, band=2.0, band_low=0.5, band_high=0.7)
+    band = FinetuneConfig(rate_weight=0.0, information=0.0, band=2.0, band_low=0.5, band_high=0.7)
     assert terms(band, gates)["loss"] == pytest.approx(task + 2 * (0.1**2 + 0.1**2) / 2, abs=1e-6)
 
     told = FinetuneConfig(rate_weight=0.0, information=3.0)

@@ -1,0 +1,105 @@
+"""From a training command's arguments to what is trained, on which images, by which teacher."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from aigtool.cli.console import note, percent, warn
+from aigtool.cli.opening import Ready, collect, open_reference, ready
+from aigtool.cli.recipe import CONTEXT, as_kept
+from aigtool.data.augmentation import Augmentation
+from aigtool.data.images import DataSource
+from aigtool.data.training import TrainingImages, open_training_images
+from aigtool.device import find_device
+from aigtool.errors import UserError
+from aigtool.models.files import Model, load_model
+from aigtool.training.config import FinetuneConfig
+
+SEEN_LOSS = 0.02
+"""A cross entropy under this on held-out images says that the weights have learned them."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training run needs besides its options.
+
+    Attributes:
+        model: The gated network.
+        sha256: Of its file.
+        images: To train and to validate on.
+        reference: What to compare with, ``dense`` or ``open``, and the network.
+        device: Where to train.
+    """
+
+    model: Model
+    sha256: str
+    source: DataSource
+    images: TrainingImages
+    reference: tuple[str, Model]
+    device: torch.device
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The network before gating, where there is one of its own."""
+        kind, reference = self.reference
+        return reference.network if kind == "dense" else None
+
+    def context(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what ``config.yaml`` says besides the options of the recipe."""
+        kept = {name: as_kept(settings[name]) for name in CONTEXT}
+        return {**kept, "model_sha256": self.sha256, "device": str(self.device)}
+
+
+def prepare(
+    settings: Mapping[str, Any], config: FinetuneConfig, augmentation: Augmentation
+) -> Prepared:
+    """Open the network and the images that a training command's options name."""
+    path, data = Path(settings["model"]), str(settings["data"])
+    device = find_device(settings["device"])
+    model = load_model(path)
+    if not model.description.gated_blocks:
+        raise UserError(f"{path} has no gates: make it adaptive with aigtool convert first")
+    source = DataSource(data, settings["data_dir"], settings["download"], settings["class_map"])
+    images = open_training_images(
+        model.description,
+        source,
+        val_fraction=settings["val_fraction"],
+        seed=config.seed,
+        augmentation=augmentation,
+    )
+    images = replace(images, train=images.train.limited(settings["limit"]))
+    dense = None if settings["dense"] is None else Path(settings["dense"])
+    reference = open_reference(model, path, dense)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Prepared(model, digest, source, images, reference, device)
+
+
+def tell_before(prepared: Prepared, config: FinetuneConfig) -> Ready:
+    """Say how accurate the network is before, and whether it has seen its validation images."""
+    images, (kind, reference) = prepared.images, prepared.reference
+    if config.distill is None and kind == "open" and prepared.model.description.new_classifier:
+        note("the classifier is new, so nothing is learnt from the network before gating")
+    note(
+        f"data: {prepared.source.name}, {len(images.train)} images to train on, "
+        f"{len(images.val)} to validate on"
+    )
+    before = ready(reference, prepared.device)
+    trace = collect(
+        f"evaluating {kind}", before, images.val, "open", config.batch_size, config.workers
+    )
+    summary, loss = trace.summary(), float(trace.images["loss"].mean())
+    note(
+        f"{kind}: top-1 {percent(summary['top1'], summary['top1_stderr'])} on the validation "
+        f"images ({summary['correct']} of {summary['images']}), cross entropy {loss:.3f}"
+    )
+    if images.held_out and loss < SEEN_LOSS:
+        warn(
+            f"the weights have probably seen the images held out of train/ (cross entropy "
+            f"{loss:.4f}): accuracy there says little; give the data a val/ of new images"
+        )
+    return before

@@ -1,0 +1,126 @@
+"""The training recipe as options: a dataclass's fields, told once, in its docstring."""
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from aigtool.data.augmentation import Augmentation
+from aigtool.training.config import FinetuneConfig
+
+_ELSEWHERE = ("target_rate", "target_flops", "batch_size", "workers", "seed")
+"""Options that commands spell out themselves."""
+AUGMENTATIONS = tuple(field.name for field in fields(Augmentation))
+CONTEXT = (
+    *("model", "data", "dense", "data_dir", "download", "class_map", "limit", "val_fraction"),
+    *AUGMENTATIONS,
+)
+"""Options besides the recipe's that a run's ``config.yaml`` keeps."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the options of the recipe said, by name of a field.
+
+    Attributes:
+        training: Of ``FinetuneConfig``.
+        augmentation: Of ``Augmentation``.
+    """
+
+    training: dict[str, Any]
+    augmentation: dict[str, Any]
+
+
+def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command with a parameter ``recipe`` an option for each field of the recipe.
+
+    Example:
+        >>> @takes_recipe
+        ... def train(recipe: Recipe) -> None:
+        ...     print(recipe.training["lr"], recipe.augmentation["reprob"])
+        >>> "noise_hold" in inspect.signature(train).parameters
+        True
+        >>> options = {name: p.default for name, p in inspect.signature(train).parameters.items()}
+        >>> train(**options | {"lr": 0.5})
+        0.5 0.0
+    """
+    training = _options(FinetuneConfig, without=_ELSEWHERE)
+    augmentation = _options(Augmentation)
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        parts = [{name: given.pop(name) for name in part} for part in (training, augmentation)]
+        command(**given, recipe=Recipe(*parts))
+
+    own = inspect.signature(command, eval_str=True)
+    kept = [parameter for name, parameter in own.parameters.items() if name != "recipe"]
+    added = [*training.values(), *augmentation.values()]
+    with_options.__signature__ = own.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
+    with_options.__annotations__ = {p.name: p.annotation for p in [*kept, *added]}
+    return with_options
+
+
+def _options(kind: type, without: Collection[str] = ()) -> dict[str, inspect.Parameter]:
+    told, types = attribute_docs(kind), get_type_hints(kind)
+    return {
+        field.name: inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=Annotated[
+                types[field.name],
+                typer.Option(
+                    f"--{field.name.replace('_', '-')}",
+                    help=told[field.name],
+                    rich_help_panel="Recipe",
+                ),
+            ],
+        )
+        for field in fields(kind)
+        if field.name not in without
+    }
+
+
+def read_recipe(settings: Mapping[str, Any]) -> tuple[FinetuneConfig, Augmentation]:
+    """Read the recipe out of a command's settings.
+
+    Raises:
+        UserError: A value is out of range.
+
+    Example:
+        >>> settings = vars(FinetuneConfig(lr=0.5)) | vars(Augmentation()) | {"model": "r56"}
+        >>> read_recipe(settings)[0].lr
+        0.5
+    """
+    options = {field.name: settings[field.name] for field in fields(FinetuneConfig)}
+    return FinetuneConfig(**options), Augmentation(**{n: settings[n] for n in AUGMENTATIONS})
+
+
+def attribute_docs(kind: type) -> dict[str, str]:
+    """Return what a class's docstring says about each of its attributes.
+
+    Example:
+        >>> attribute_docs(Augmentation)["reprob"]
+        'Chance that a random rectangle is erased.'
+    """
+    section = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    told: dict[str, str] = {}
+    name = ""
+    for line in section.splitlines():
+        text = line.strip()
+        if line.startswith(" " * 8):
+            told[name] += f" {text}"
+        else:
+            name, _, text = text.partition(": ")
+            told[name] = text
+    return told
+
+
+def as_kept(value: Any) -> Any:
+    """Return what YAML keeps; a file or folder is found again from another folder."""
+    is_folder = isinstance(value, str) and value != "digits" and Path(value).is_dir()
+    return str(Path(value).resolve()) if is_folder or isinstance(value, Path) else value

@@ -1,0 +1,209 @@
+"""``aigtool sweep``: several budgets and seeds, and accuracy over GFLOPs."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aigtool.cli.console import percent, print_json, print_table, share, status, wrote
+from aigtool.cli.options import (
+    BatchSize,
+    ClassMap,
+    Data,
+    DataDir,
+    Debug,
+    Dense,
+    Device,
+    Download,
+    Json,
+    Limit,
+    ModelFile,
+    Quiet,
+    ValFraction,
+    Workers,
+    parse_budgets,
+    parse_seeds,
+)
+from aigtool.cli.recipe import Recipe, read_recipe, takes_recipe
+from aigtool.cli.reporting import training_progress
+from aigtool.output import check_output, records
+
+
+@takes_recipe
+def sweep(
+    model: ModelFile,
+    data: Data,
+    target_flops: Annotated[
+        str | None,
+        typer.Option(
+            "--target-flops",
+            metavar="LIST",
+            help="Executed GFLOPs over those of the dense network, such as 0.4,0.6,0.8.",
+        ),
+    ] = None,
+    target_rate: Annotated[
+        str | None,
+        typer.Option(
+            "--target-rate", metavar="LIST", help="Mean execution rates over gates, instead."
+        ),
+    ] = None,
+    seeds: Annotated[
+        str,
+        typer.Option("--seeds", metavar="LIST", help="Of everything random; a run each a target."),
+    ] = "0,1,2",
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--compare",
+            metavar="FILE",
+            help="Model file of another network to show beside, such as a smaller dense one; may "
+            "be given several times.",
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split",
+            help="Which part of the data to judge by; the validation images by default, by which "
+            "each run's best epoch is chosen too.",
+            rich_help_panel="Data",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            help="The folder of the run folders, table and figure; sweeps/NAME by default.",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    dense: Dense = None,
+    val_fraction: ValFraction = 0.1,
+    limit: Limit = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    class_map: ClassMap = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 128,
+    workers: Workers = 2,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    *,
+    recipe: Recipe,
+) -> None:
+    """Fine-tune to several budgets with several seeds, and compare them with dense networks.
+
+    Each run is what finetune does. Given again, it goes on where it stopped: runs that are done
+    stay, one that was begun is resumed, new targets and seeds are added.
+    """
+    budgets, numbers = parse_budgets(target_rate, target_flops), parse_seeds(seeds)
+    settings = {**locals(), **recipe.training, **recipe.augmentation}
+    config, augmentation = read_recipe(
+        settings | {"target_rate": None, "target_flops": None, "seed": numbers[0]}
+    )
+    folder = out or Path("sweeps") / model.stem
+    begun = any(folder.glob("*/config.yaml"))
+    check_output(folder, force=begun, folder=True)
+    with status("loading the network"):
+        from aigtool.cli.opening import collect, open_for, ready
+        from aigtool.cli.preparing import prepare, tell_before
+        from aigtool.models.files import check_comparable, load_model
+        from aigtool.training.sweep import Point, point_rows, run_points, target_rows, write_sweep
+
+        prepared = prepare(settings, config, augmentation)
+        networks = {path.stem: load_model(path) for path in compare or ()}
+        for path, other in zip(compare or (), networks.values(), strict=True):
+            check_comparable(prepared.model.description, other.description, path)
+        networks = {prepared.reference[0]: prepared.reference[1], **networks}
+    before = tell_before(prepared, config)
+    for budget in budgets:
+        budget.check(before.flops)
+    images = prepared.images
+    judged = images.val if split is None else open_for(prepared.model, prepared.source, split)
+    points = [Point(budget, seed) for budget in budgets for seed in numbers]
+    traces = {}
+    for point, best in run_points(
+        prepared.model,
+        images.train,
+        images.val,
+        points,
+        config,
+        out=folder,
+        teacher=prepared.teacher,
+        device=prepared.device,
+        context=prepared.context(settings),
+        watch=lambda point, config: training_progress(config, len(images.train), point.name),
+    ):
+        subject = ready(load_model(best), prepared.device)
+        label = f"evaluating {point.name}"
+        traces[point] = collect(label, subject, judged, "argmax", batch_size, workers)
+    others = {
+        name: collect(
+            f"evaluating {name}",
+            ready(network, prepared.device),
+            judged,
+            "open" if network is prepared.reference[1] else network.description.policy,
+            batch_size,
+            workers,
+        )
+        for name, network in networks.items()
+    }
+    kind = prepared.reference[0]
+    runs, targets = point_rows(traces, others, kind), target_rows(traces, others[kind])
+    about = f"{judged.name} {judged.split}".strip() + f", {len(judged)} images"
+    paths = write_sweep(runs, targets, folder, about)
+    if json:
+        print_json({"data": about, "runs": records(runs), "targets": records(targets)})
+    else:
+        _show(records(runs), records(targets), about)
+    wrote(paths, f"aigtool evaluate {folder / points[0].name / 'best.safetensors'} --data {data}")
+
+
+def _show(runs: list[dict[str, Any]], targets: list[dict[str, Any]], about: str) -> None:
+    rows = [
+        [
+            str(row["network"]),
+            "1",
+            f"{row['correct']}",
+            percent(row["top1"], row["top1_stderr"]),
+            _difference(row),
+            share(row["flops_fraction"]),
+            "-",
+        ]
+        for row in runs
+        if row["network"] != "gated"
+    ]
+    rows += [
+        [
+            f"{row['unit']} {row['target']:g}",
+            str(row["runs"]),
+            f"{row['correct']:.1f}",
+            percent(row["top1"], row["top1_stdev"]),
+            _difference(row),
+            _range(row),
+            f"{row['adaptive_gates']:.1f}",
+        ]
+        for row in targets
+    ]
+    print_table(
+        f"{about}; of several seeds the mean",
+        [
+            *("", "runs", "right", "top-1\n± seeds", "paired with dense\n± images"),
+            *("GFLOPs\nof dense", "gates\nadaptive"),
+        ],
+        rows,
+    )
+
+
+def _difference(row: dict[str, Any]) -> str:
+    if row["difference"] is None:
+        return "-"
+    return f"{row['difference']:+.1f} ± {row['difference_stderr']:.1f} points"
+
+
+def _range(row: dict[str, Any]) -> str:
+    low, high = share(row["flops_fraction_low"]), share(row["flops_fraction_high"])
+    return low if low == high else f"{low} to {high}"

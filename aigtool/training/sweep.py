@@ -1,0 +1,218 @@
+"""Several budgets and seeds: a run each, and what they come to."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from aigtool.analysis.plots import sweep_figure
+from aigtool.budget import Budget
+from aigtool.data.images import ImageSet
+from aigtool.models.files import Model
+from aigtool.output import records, replacing, write_json
+from aigtool.trace import ExecutionTrace, accuracy_difference
+from aigtool.training.config import FinetuneConfig
+from aigtool.training.loop import finetune
+from aigtool.training.run_folder import RunFolder
+from aigtool.training.trainer import StepReport
+
+Callbacks = tuple[Callable[[StepReport], None], Callable[[dict[str, Any]], None]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep.
+
+    Example:
+        >>> Point(Budget(0.6, "flops"), seed=1).name
+        'flops0.6-seed1'
+    """
+
+    budget: Budget
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of its run folder."""
+        return f"{self.budget.unit}{self.budget.share:g}-seed{self.seed}"
+
+    def config(self, recipe: FinetuneConfig) -> FinetuneConfig:
+        """Return the options of its run."""
+        share, flops = self.budget.share, self.budget.unit == "flops"
+        return replace(
+            recipe,
+            target_rate=None if flops else share,
+            target_flops=share if flops else None,
+            seed=self.seed,
+        )
+
+
+def _unwatched(_point: Point, _config: FinetuneConfig) -> AbstractContextManager[Callbacks]:
+    return nullcontext((lambda _: None, lambda _: None))
+
+
+def run_points(
+    model: Model,
+    train: ImageSet,
+    val: ImageSet,
+    points: Sequence[Point],
+    recipe: FinetuneConfig,
+    *,
+    out: str | Path,
+    teacher: nn.Module | None = None,
+    device: torch.device | str = "cpu",
+    context: dict[str, Any] | None = None,
+    watch: Callable[[Point, FinetuneConfig], AbstractContextManager[Callbacks]] = _unwatched,
+) -> Iterator[tuple[Point, Path]]:
+    """Fine-tune a gated network to each point; what was done before is not done again.
+
+    Args:
+        model: From ``convert`` or a model file; left as it is.
+        train: Training images, with a training transform.
+        val: Validation images.
+        points: The runs, each in a folder of its name.
+        recipe: Options of all runs.
+        out: The folder of their folders.
+        teacher: As for ``finetune``.
+        device: Where to train.
+        context: What each ``config.yaml`` should say besides the options.
+        watch: Gives what to call after each step and epoch of a run.
+
+    Yields:
+        Each point and its run's best model file.
+
+    Raises:
+        UserError: As ``finetune``, or a run that was begun had other options.
+    """
+    recipe = recipe.completed(teacher is not None or not model.description.new_classifier)
+    for point in points:
+        folder = RunFolder(Path(out) / point.name)
+        config = point.config(recipe)
+        begun = folder.last.is_file()
+        if not (begun and folder.is_finished(config, context)):
+            with watch(point, config) as (on_step, on_epoch):
+                finetune(
+                    copy.deepcopy(model),
+                    train,
+                    val,
+                    config,
+                    out=folder.path,
+                    teacher=copy.deepcopy(teacher),
+                    resume=begun,
+                    device=device,
+                    context=context,
+                    on_step=on_step,
+                    on_epoch=on_epoch,
+                )
+        yield point, folder.best
+
+
+def point_rows(
+    points: Mapping[Point, ExecutionTrace], others: Mapping[str, ExecutionTrace], dense: str
+) -> pd.DataFrame:
+    """Return a row a run, and one for each other network to compare with.
+
+    Args:
+        points: The trace of each run's network.
+        others: Of other networks, by name, over the same images.
+        dense: The name among these of the network before gating.
+
+    Returns:
+        Columns ``network`` (``gated`` or a name), ``target``, ``unit``, ``seed``, the figures of
+        the trace's summary, and ``difference`` to dense in points of top-1, paired by image, with
+        ``difference_stderr``.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, trace in others.items():
+        difference: dict[str, Any] = {}
+        if name != dense:
+            difference = _difference([trace], others[dense])
+        rows.append({"network": name, **_figures(trace), **difference})
+    for point, trace in points.items():
+        told = {"target": point.budget.share, "unit": point.budget.unit, "seed": point.seed}
+        difference = _difference([trace], others[dense])
+        rows.append({"network": "gated", **told, **_figures(trace), **difference})
+    columns = ["network", "target", "unit", "seed", *_FIGURES, *_DIFFERENCE]
+    return pd.DataFrame(rows, columns=columns).astype({"seed": "Int64"})
+
+
+def target_rows(points: Mapping[Point, ExecutionTrace], dense: ExecutionTrace) -> pd.DataFrame:
+    """Return a row a target: means over its seeds, and their spread.
+
+    Args:
+        points: The trace of each run's network.
+        dense: That of the network before gating, over the same images.
+
+    Returns:
+        Columns ``target``, ``unit``, ``runs``, the means of the figures, ``top1_stdev`` over
+        seeds, ``flops_fraction_low`` and ``_high``, and ``difference`` to dense of the mean over
+        seeds, paired by image, with ``difference_stderr``, which the images leave; what other
+        seeds would do, ``top1_stdev`` tells.
+    """
+    rows: list[dict[str, Any]] = []
+    for budget in dict.fromkeys(point.budget for point in points):
+        traces = [trace for point, trace in points.items() if point.budget == budget]
+        figures = pd.DataFrame([_figures(trace) for trace in traces])
+        rows.append(
+            {
+                "target": budget.share,
+                "unit": budget.unit,
+                "runs": len(traces),
+                **{str(name): mean for name, mean in figures.mean().items()},
+                "top1_stdev": figures["top1"].std(ddof=1) if len(traces) > 1 else np.nan,
+                "flops_fraction_low": figures["flops_fraction"].min(),
+                "flops_fraction_high": figures["flops_fraction"].max(),
+                **_difference(traces, dense),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def write_sweep(
+    runs: pd.DataFrame, targets: pd.DataFrame, folder: str | Path, about: str
+) -> list[Path]:
+    """Write what a sweep came to as CSV and JSON, and accuracy over GFLOPs as a figure.
+
+    Args:
+        runs: What ``point_rows`` returned.
+        targets: What ``target_rows`` returned.
+        folder: Where to.
+        about: The data and its size.
+
+    Returns:
+        The files written.
+    """
+    folder = Path(folder)
+    tables = {folder / "runs.csv": runs, folder / "targets.csv": targets}
+    for path, table in tables.items():
+        with replacing(path) as temporary:
+            table.to_csv(temporary, index=False)
+    record, figure = (folder / f"sweep.{kind}" for kind in ("json", "png"))
+    write_json(record, {"data": about, "runs": records(runs), "targets": records(targets)})
+    with replacing(figure) as temporary:
+        sweep_figure(runs, targets, about).savefig(temporary)
+    return [*tables, record, figure]
+
+
+_FIGURES = (
+    *("correct", "images", "top1", "top1_stderr", "execution_rate", "gflops_dense"),
+    *("gflops_executed", "flops_fraction", "flops_fraction_stdev"),
+    *("adaptive_gates", "always_on_gates", "always_off_gates"),
+)
+_DIFFERENCE = ("difference", "difference_stderr")
+
+
+def _figures(trace: ExecutionTrace) -> dict[str, Any]:
+    summary = trace.summary()
+    return {name: summary[name] for name in _FIGURES}
+
+
+def _difference(traces: Sequence[ExecutionTrace], dense: ExecutionTrace) -> dict[str, Any]:
+    return dict(zip(_DIFFERENCE, accuracy_difference(traces, dense), strict=True))

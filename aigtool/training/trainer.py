@@ -1,0 +1,262 @@
+"""Training steps: one pass over the images at a time, and all state to go on from."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from aigtool.conversion import named_gates, recorded_decisions
+from aigtool.data.images import ImageSet
+from aigtool.data.loading import count_batches, load_batches
+from aigtool.errors import NonFiniteLossError, UserError
+from aigtool.gates import Decision
+from aigtool.models.description import PixelNetwork
+from aigtool.training.config import FinetuneConfig, noise_at, temperature_at
+from aigtool.training.mixing import make_mixing
+from aigtool.training.objective import Objective
+from aigtool.training.optimization import make_optimizer
+
+SAVE_SECONDS = 240.0
+"""All state is saved when a step ends this long after the last time, and after each epoch."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What a run trains, keeps and learns from; all take pixels and lie on one device.
+
+    Attributes:
+        trained: The network that training steps run.
+        kept: The one that is validated and saved; it has the same weights, and is ``trained``
+            itself but for a baseline that trains in another way than it is used.
+        teacher: The network before gating, frozen.
+        classes: Outputs of each.
+    """
+
+    trained: PixelNetwork
+    kept: PixelNetwork
+    teacher: PixelNetwork
+    classes: int
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a training step has to tell: means over the epoch so far."""
+
+    epoch: int
+    step: int
+    steps: int
+    images: int
+    loss: float
+    top1: float
+    execution_rate: float
+    images_per_second: float
+
+
+class Trainer:
+    """The network, its objective and its optimiser; one pass over the images at a time.
+
+    Args:
+        networks: What is trained, and what is kept of it.
+        objective: What a step minimises.
+        config: Options.
+        images: Images an epoch.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        objective: Objective,
+        config: FinetuneConfig,
+        images: int,
+    ) -> None:
+        if images < 1:
+            raise UserError("no training images: expected at least one")
+        self.trained, self.network = networks.trained, networks.kept
+        self.objective = objective
+        self.config = config
+        self.device = self.network.mean.device
+        self.gates = dict(named_gates(self.network))
+        if config.train == "gates":
+            self.network.requires_grad_(False)
+            for gate in self.gates.values():
+                gate.requires_grad_(True)
+        self.batches = count_batches(images, config.batch_size)
+        self.steps = math.ceil(self.batches / config.grad_accum_steps)
+        self.optimizer, self.scheduler = make_optimizer(self.network, config, self.steps)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp_dtype == "float16")
+        decay = config.model_ema_decay
+        self.average = ModelEmaV3(self.network, decay, use_warmup=True) if decay else None
+        self.mix = make_mixing(config.mixup, config.cutmix, networks.classes)
+        self.forward = torch.compile(self.trained) if config.compile else self.trained
+        self.decisions: dict[str, Decision] = {}
+        self.done = 0
+        self.start_epoch(1)
+
+    @property
+    def judged(self) -> PixelNetwork:
+        """The network that is validated: the one with the averaged weights, where there is one."""
+        return self.network if self.average is None else cast(PixelNetwork, self.average.module)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record the decisions of training steps; a compiled network wants that from the first."""
+        with recorded_decisions(self.trained) as self.decisions:
+            yield
+
+    def start_epoch(self, epoch: int) -> None:
+        """Begin an epoch's means anew."""
+        self.epoch = epoch
+        self.batch = 0
+        self.seen = 0
+        self.seconds = 0.0
+        self.sums = dict.fromkeys(_SUMS, 0.0)
+
+    def train_epoch(
+        self,
+        images: ImageSet,
+        on_step: Callable[[StepReport], None],
+        save: Callable[[], None],
+        interrupted: Callable[[], bool],
+    ) -> dict[str, Any]:
+        """Take one pass over the images, or the rest of one, and return the epoch's metrics."""
+        config, device = self.config, self.device
+        self._set_modes()
+        saved = start = time.monotonic()
+        batches = load_batches(
+            images,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            shuffle_seed=config.seed * 100_003 + self.epoch,
+            start=self.batch,
+            pin_memory=device.type == "cuda",
+        )
+        for number, batch in enumerate(batches, self.batch + 1):
+            pixels, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
+            self._take_in(pixels, labels, number)
+            if number % config.grad_accum_steps and number < self.batches:
+                continue
+            self._step()
+            self.batch = number
+            now = time.monotonic()
+            self.seconds += now - start
+            start = now
+            on_step(self._report())
+            if interrupted():
+                save()
+                raise KeyboardInterrupt
+            if now - saved > SAVE_SECONDS:
+                save()
+                saved = time.monotonic()
+        means = self._means()
+        return {
+            "epoch": self.epoch,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "noise": next(iter(self.gates.values())).noise if self.gates else 0.0,
+            "train_loss": means["loss"],
+            "train_rate_loss": means["rate_loss"],
+            "train_top1": 100 * means["correct"],
+            "train_execution_rate": means["execution_rate"],
+            "train_argmax_rate": means["argmax_rate"],
+            "train_images_per_second": self.seen / self.seconds,
+        }
+
+    def _set_modes(self) -> None:
+        self.trained.train(self.config.train == "all")
+        for gate in self.gates.values():
+            gate.train()
+
+    def _take_in(self, pixels: Tensor, labels: Tensor, number: int) -> None:
+        """Add a minibatch's gradient."""
+        every = self.config.grad_accum_steps
+        together = min(every, self.batches - (number - 1) // every * every)
+        progress = self.done / max(self.steps * self.config.epochs - 1, 1)
+        config = self.config
+        temperature = temperature_at(
+            progress, config.gate_temperature, config.gate_temperature_end, config.noise_end
+        )
+        for gate in self.gates.values():
+            gate.noise = noise_at(progress, config.noise_hold, config.noise_end)
+            gate.temperature = temperature
+        pixels, labels = self.mix(pixels, labels)
+        with torch.autocast(
+            self.device.type,
+            getattr(torch, config.amp_dtype),
+            enabled=config.amp_dtype != "float32",
+        ):
+            logits = self.forward(pixels)
+            terms = self.objective(pixels, labels, logits, self.decisions)
+        values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+        if not math.isfinite(values["loss"]):
+            raise NonFiniteLossError(
+                f"the loss is {values['loss']} at epoch {self.epoch}, step {self.done + 1}: try a "
+                "lower --lr or --gate-lr; the files of the epochs before it are kept"
+            )
+        self.scaler.scale(terms["loss"] / together).backward()
+        self.seen += len(labels)
+        for name, value in values.items():
+            self.sums[name] += value * (1 if name == "correct" else len(labels))
+
+    def _step(self) -> None:
+        self.scheduler.step_update(self.done)
+        if self.config.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.done += 1
+        if self.average is not None:
+            self.average.update(self.network, step=self.done)
+
+    def _means(self) -> dict[str, float]:
+        return {name: value / self.seen for name, value in self.sums.items()}
+
+    def _report(self) -> StepReport:
+        means = self._means()
+        return StepReport(
+            epoch=self.epoch,
+            step=math.ceil(self.batch / self.config.grad_accum_steps),
+            steps=self.steps,
+            images=self.seen,
+            loss=means["loss"],
+            top1=100 * means["correct"],
+            execution_rate=means["execution_rate"],
+            images_per_second=self.seen / self.seconds,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return all state between two steps, as tensors and plain values."""
+        return {
+            **{name: getattr(self, name) for name in _PLACE},
+            "network": self.network.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "objective": self.objective.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": {} if self.average is None else self.average.module.state_dict(),
+            "rng": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state`` returned."""
+        self.network.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.objective.load_state_dict(state["objective"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
+        for name in _PLACE:
+            setattr(self, name, state[name])
+        torch.set_rng_state(state["rng"])
+        if state["rng_cuda"]:
+            torch.cuda.set_rng_state_all(state["rng_cuda"])
+
+
+_SUMS = ("loss", "rate_loss", "correct", "execution_rate", "argmax_rate")
+_PLACE = ("epoch", "batch", "done", "seen", "seconds", "sums")

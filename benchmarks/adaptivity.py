@@ -1,0 +1,170 @@
+"""Does adaptivity earn its keep? Fine-tuned networks beside two controls at the same GFLOPs.
+
+permuted: each image gets the gate decisions of another image.
+static: one pattern of blocks for all images, the best that was found on the validation images,
+fine-tuned as the gated networks were: the same images, epochs, teacher and seeds.
+
+python benchmarks/adaptivity.py RUN... --split val [--static FOLDER]
+
+RUN is a folder that `aigtool finetune` wrote. Differences are paired by image, of the mean over
+runs, with the standard error that the images leave.
+"""
+
+import argparse
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from runs import Answers, Floats, Run, answered, counted, open_run, open_split, print_rows, traced
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aigtool.blocks import GatedBlock
+from aigtool.budget import Budget
+from aigtool.conversion import convert, forced_decisions, named_gates
+from aigtool.data.images import ImageSet
+from aigtool.data.loading import load_batches
+from aigtool.flops import count_flops
+from aigtool.models.description import PixelNetwork
+from aigtool.models.files import Model
+from aigtool.trace import ExecutionTrace
+from aigtool.training.loop import finetune
+
+PERMUTATIONS = 20
+
+
+def permuted(model: Model, images: ImageSet, trace: ExecutionTrace) -> Floats:
+    """Return the share of permutations under which each image is right, ``(images,)``."""
+    network, _ = counted(model)
+    names = list(dict(named_gates(network)))
+    draw = np.random.default_rng(0)
+    decided = [trace.executed[draw.permutation(len(images))] for _ in range(PERMUTATIONS)]
+    right = [
+        _right(network, images, names, torch.from_numpy(executed)).numpy() for executed in decided
+    ]
+    return np.mean(right, axis=0)
+
+
+@torch.inference_mode()
+def _right(network: nn.Module, images: ImageSet, names: list[str], executed: Tensor) -> Tensor:
+    right, done = [], 0
+    for pixels, labels in load_batches(images):
+        rows = executed[done : done + len(labels)]
+        done += len(labels)
+        with forced_decisions(network, dict(zip(names, rows.unbind(1), strict=True))):
+            right.append(network(pixels).argmax(1) == labels)
+    return torch.cat(right).double()
+
+
+class Skipped(nn.Module):
+    """A gated block without its residual: the shortcut alone."""
+
+    def __init__(self, block: GatedBlock) -> None:
+        super().__init__()
+        source = block.ungated()
+        for name, value in vars(source).items():
+            self.__dict__[name] = value.copy() if isinstance(value, dict | set) else value
+        self._parts = block.parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the shortcut and what follows the addition."""
+        _, inputs = self._parts.head(self, x)
+        shortcut: Tensor = self._parts.shortcut(self, *inputs)
+        tail = self._parts.tail
+        result: Tensor = shortcut if tail is None else tail(self, shortcut.clone())
+        return result
+
+
+def without(dense: Model, skipped: Iterable[str]) -> Model:
+    """Return a copy of a dense network whose named blocks run their shortcuts alone."""
+    network = convert(copy.deepcopy(dense.network), input_size=dense.description.input.size)
+    blocks = {n: m for n, m in network.named_modules() if isinstance(m, GatedBlock)}
+    skipped = set(skipped)
+    for name, block in blocks.items():
+        parent, _, child = name.rpartition(".")
+        left = Skipped(block) if name in skipped else block.ungated()
+        setattr(network.get_submodule(parent), child, left)
+    return Model(network, dense.description)
+
+
+def best_static(dense: Model, val: ImageSet, budget: Budget) -> list[str]:
+    """Take blocks away one by one, each time the one whose loss on validation images is least.
+
+    Returns:
+        The blocks that are skipped when the budget is met.
+    """
+    network = convert(copy.deepcopy(dense.network), input_size=dense.description.input.size)
+    pixelled = PixelNetwork(network, dense.description.input).eval()
+    flops = count_flops(network, dense.description.input.size)
+    names = [block.name for block in flops.gated_blocks]
+    weights = dict(zip(names, budget.weights(flops), strict=True))
+    batches = list(load_batches(val))
+    gates = dict(named_gates(network))
+    for gate in gates.values():
+        gate.policy = "open"
+
+    @torch.inference_mode()
+    def loss_without(name: str) -> float:
+        gates[name].policy = "closed"
+        losses = [F.cross_entropy(pixelled(x), y, reduction="sum").item() for x, y in batches]
+        gates[name].policy = "open"
+        return sum(losses) / len(val)
+
+    kept = list(names)
+    while sum(weights[name] for name in kept) > budget.mean_rate(flops):
+        worst = min(kept, key=loss_without)
+        kept.remove(worst)
+        gates[worst].policy = "closed"
+    return [name for name in names if name not in kept]
+
+
+def static(run: Run, images: ImageSet, folder: Path) -> Answers:
+    """Choose a pattern on validation images, fine-tune the network with it, and judge it."""
+    data, config = run.images, run.config
+    skipped = best_static(run.dense, data.val, config.budget)
+    model = without(run.dense, skipped)
+    print(f"{run.name}, static: without {', '.join(skipped)}", flush=True)
+    out = folder / run.name
+    done = finetune(
+        model,
+        data.train,
+        data.val,
+        config,
+        out=out,
+        teacher=copy.deepcopy(run.dense.network),
+        resume=(out / "last.ckpt").is_file(),
+    )
+    answers = answered(run.name, traced(done.model, images))
+    whole, left = (counted(m)[1].gflops_dense for m in (run.dense, done.model))
+    return replace(answers, fraction=left / whole)
+
+
+def main() -> None:
+    """Print a row a network, and one for the mean over runs."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--static", type=Path, metavar="FOLDER", help="where its runs go")
+    options = parser.parse_args()
+    runs = [open_run(folder) for folder in options.runs]
+    images = open_split(runs[0], options.split)
+    rows: dict[str, list[Answers]] = {"gated": [], "permuted": []}
+    for run in runs:
+        trace = traced(run.gated, images)
+        gated = answered(run.name, trace)
+        rows["gated"].append(gated)
+        right = permuted(run.gated, images, trace)
+        rows["permuted"].append(replace(gated, right=right))
+    if options.static:
+        rows["static"] = [static(run, images, options.static) for run in runs]
+    print(f"{len(images)} images of {options.split}, {PERMUTATIONS} permutations")
+    print_rows(answered("dense", traced(runs[0].dense, images)).right, rows)
+
+
+if __name__ == "__main__":
+    main()
