@@ -1,6 +1,7 @@
 """What a fine-tuning run can be told."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -21,6 +22,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 TARGET_RATE = 0.6
 """What is asked for where no target is."""
+LR, LR_IMAGES, GATE_LR = 0.004, 128, 25.0
+"""Where none is given: the learning rate, the images a step it is for, what gates have of it."""
 DISTILL = 0.9
 """The weight of distillation where none is given."""
 
@@ -56,8 +59,8 @@ class FinetuneConfig:
             classifier is new and there is nothing to learn.
         distill_temperature: Of both networks' softmax in that loss.
         opt: timm's name of the optimiser.
-        lr: Learning rate of the network.
-        gate_lr: Learning rate of the gates.
+        lr: Learning rate of the network; 0.004 for 128 images a step, in proportion for others.
+        gate_lr: Learning rate of the gates; 25 times that of the network.
         momentum: Of the optimiser.
         weight_decay: Of the network's weights; gates, norms and biases have none.
         sched: timm's name of the learning-rate schedule.
@@ -108,8 +111,8 @@ such as 0.6
     distill: float | None = None
     distill_temperature: float = 4.0
     opt: str = "sgd"
-    lr: float = 0.01
-    gate_lr: float = 0.1
+    lr: float | None = None
+    gate_lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 1e-4
     sched: str = "cosine"
@@ -139,10 +142,21 @@ such as 0.6
         return self.target == "per-layer" or self.targets is not None
 
     def completed(self, can_distill: bool) -> "FinetuneConfig":
-        """Return these options with the weight of distillation that holds where none is given."""
-        if self.distill is not None:
-            return self
-        return replace(self, distill=DISTILL if can_distill else 0.0)
+        """Return these options with what holds where nothing is given.
+
+        Args:
+            can_distill: Whether there is a network to learn from.
+
+        Example:
+            >>> config = FinetuneConfig(batch_size=32).completed(can_distill=True)
+            >>> config.lr, config.gate_lr, config.distill
+            (0.001, 0.025, 0.9)
+        """
+        images = self.batch_size * self.grad_accum_steps
+        lr = LR * images / LR_IMAGES if self.lr is None else self.lr
+        gate_lr = GATE_LR * lr if self.gate_lr is None else self.gate_lr
+        distill = DISTILL * can_distill if self.distill is None else self.distill
+        return replace(self, lr=lr, gate_lr=gate_lr, distill=distill)
 
     def __post_init__(self) -> None:
         if self.target_rate is not None and self.target_flops is not None:
@@ -159,28 +173,25 @@ such as 0.6
             )
         if self.baseline != "none" and self.train == "gates":
             raise UserError(f"baseline {self.baseline} has no gates: expected train all")
-        for name in ("epochs", "batch_size", "grad_accum_steps"):
-            self._check(name, getattr(self, name) >= 1, "a whole number of at least 1")
-        for name in (
-            *("distill_temperature", "gate_temperature", "gate_temperature_end", "rate_window"),
-        ):
-            self._check(name, getattr(self, name) > 0, "a number above 0")
-        for name in (
-            *("lr", "gate_lr", "rate_weight", "band", "information", "momentum", "weight_decay"),
-            *("warmup_epochs", "clip_grad", "mixup", "cutmix"),
-        ):
-            self._check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("noise_hold", "noise_end", "smoothing", "band_low", "band_high"):
-            self._check(name, 0 <= getattr(self, name) <= 1, "0 to 1")
-        self._check("distill", self.distill is None or 0 <= self.distill <= 1, "0 to 1")
-        self._check("model_ema_decay", 0 <= self.model_ema_decay < 1, "0 or more, and under 1")
-        self._check("noise_hold", self.noise_hold <= self.noise_end, "at most the noise's end")
-        self._check("band_low", self.band_low <= self.band_high, "at most the band's higher end")
+        counts = ("epochs", "batch_size", "grad_accum_steps")
+        self._check(counts, lambda value: value >= 1, "a whole number of at least 1")
+        temperatures = ("distill_temperature", "gate_temperature", "gate_temperature_end")
+        self._check((*temperatures, "rate_window"), lambda value: value > 0, "a number above 0")
+        weights = ("rate_weight", "band", "information", "weight_decay", "mixup", "cutmix")
+        steps = ("lr", "gate_lr", "momentum", "warmup_epochs", "clip_grad")
+        self._check((*weights, *steps), lambda value: value >= 0, "0 or more")
+        shares = ("noise_hold", "noise_end", "distill", "smoothing", "band_low", "band_high")
+        self._check(shares, lambda value: 0 <= value <= 1, "0 to 1")
+        self._check(("model_ema_decay",), lambda value: 0 <= value < 1, "0 or more, and under 1")
+        ends = self.noise_end, self.band_high
+        self._check(("noise_hold",), lambda value: value <= ends[0], "at most the noise's end")
+        self._check(("band_low",), lambda value: value <= ends[1], "at most the band's higher end")
 
-    def _check(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            words = name.replace("_", " ")
-            raise UserError(f"{words} {getattr(self, name):g}: expected {expected}")
+    def _check(self, names: tuple[str, ...], holds: Callable[[float], bool], expected: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not holds(value):
+                raise UserError(f"{name.replace('_', ' ')} {value:g}: expected {expected}")
 
 
 def noise_at(progress: float, hold: float, end: float = 1.0) -> float:
