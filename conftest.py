@@ -3,6 +3,8 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before timm is imported: no test may wait for a hub
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is: each worker has one core
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pandas as pd

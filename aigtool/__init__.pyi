@@ -36,6 +36,7 @@ from .conversion import (
 from .conversion import (
     strip as strip,
 )
+from .data.augmentation import Augmentation as Augmentation
 from .data.images import DataSource as DataSource
 from .data.images import ImageSet as ImageSet
 from .data.images import open_images as open_images
@@ -107,6 +108,9 @@ from .trace import (
     ExecutionTrace as ExecutionTrace,
 )
 from .trace import (
+    accuracy_difference as accuracy_difference,
+)
+from .trace import (
     collect_trace as collect_trace,
 )
 from .trace import (
@@ -114,4 +118,6 @@ from .trace import (
 )
 from .training.config import FinetuneConfig as FinetuneConfig
 from .training.loop import finetune as finetune
+from .training.sweep import Point as Point
+from .training.sweep import run_points as run_points
 from .version import __version__ as __version__

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from aigtool.data.images import ImageSet, open_images
 from aigtool.errors import UserError
 from aigtool.flops import count_flops
 from aigtool.models.description import InputSpec, PixelNetwork
-from aigtool.trace import ExecutionTrace, collect_trace, load_trace
+from aigtool.trace import ExecutionTrace, accuracy_difference, collect_trace, load_trace
 
 
 @pytest.fixture
@@ -141,3 +142,19 @@ def test_files_that_are_no_trace_are_told(
         path.write_bytes(content)
     with pytest.raises(UserError, match="no such file" if content is None else "no whole"):
         load_trace(path)
+
+
+def test_differences_are_paired_by_image(small_trace: ExecutionTrace) -> None:
+    """Right: image 0, 2, 3. Of two others, one is right on 0 and 1, one on none."""
+    others = []
+    for ranks in ([0, 0, 1, 1], [1, 1, 1, 1]):
+        images = small_trace.images.assign(label_rank=ranks)
+        others.append(dataclasses.replace(small_trace, images=images))
+    difference, stderr = accuracy_difference(others, small_trace)
+    per_image = 100 * np.array([0.5 - 1, 0.5 - 0, 0 - 1, 0 - 1])
+    assert difference == pytest.approx(per_image.mean())
+    assert stderr == pytest.approx(per_image.std() / 2)
+    assert accuracy_difference([small_trace], small_trace) == (0.0, 0.0)
+    moved = dataclasses.replace(small_trace, images=small_trace.images[::-1].reset_index())
+    with pytest.raises(UserError, match="over different images"):
+        accuracy_difference([moved], small_trace)

@@ -1,16 +1,21 @@
+import dataclasses
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_tensor
 
+from aigtool.data.augmentation import Augmentation
 from aigtool.data.images import DataSource, default_split, has_split, open_images
 from aigtool.data.loading import eval_transform, held_out, load_batches, train_transform
+from aigtool.data.seeding import seeded
 from aigtool.data.training import open_training_images
 from aigtool.errors import UserError
 from aigtool.models.description import Description, InputSpec
@@ -244,3 +249,22 @@ def test_wrong_loader_options_are_told(options: dict[str, int], image_folder: Pa
     images = open_images(str(image_folder), "test", to_tensor)
     with pytest.raises(UserError, match="expected a whole number"):
         load_batches(images, **options)
+
+
+def test_augmentations_change_training_images_and_no_others() -> None:
+    values = np.random.default_rng(0).integers(60, 190, (32, 32, 3), dtype=np.uint8)
+    image = Image.fromarray(values)
+    spec = InputSpec(size=(3, 32, 32), crop_pct=1.0)
+    still = Augmentation(hflip=0.0, color_jitter=0.0)
+    plain = to_tensor(image)
+
+    def drawn(augmentation: Augmentation) -> Tensor:
+        with seeded(1):
+            return train_transform(spec, augmentation)(image)
+
+    shifted = drawn(still)
+    assert {*shifted.unique().tolist()} <= {*plain.unique().tolist(), 0.0}
+    for change in ({"color_jitter": 0.3}, {"aa": "rand-m9"}, {"reprob": 1.0}):
+        changed = drawn(dataclasses.replace(still, **change))  # type: ignore[arg-type]
+        assert changed.shape == plain.shape
+        assert not torch.equal(changed, shifted), change
