@@ -99,7 +99,7 @@ such as 0.6
     epochs: int = 15
     batch_size: int = 128
     rate_weight: float = 100.0
-    information: float = 2.0
+    information: float = 4.0
     band: float = 0.0
     band_low: float = 0.1
     band_high: float = 0.9
