@@ -179,9 +179,10 @@ def sweep_figure(points: pd.DataFrame, targets: pd.DataFrame, about: str = "") -
     for _, row in others.iterrows():
         axes.annotate(
             str(row["network"]),
-            (row["gflops_executed"], row["top1"]),
-            xytext=(5, -11),
+            (row["gflops_executed"], row["top1"] + row["top1_stderr"]),
+            xytext=(0, 3),
             textcoords="offset points",
+            ha="center",
             fontsize=8,
             color=GREY,
         )
@@ -197,15 +198,14 @@ def sweep_figure(points: pd.DataFrame, targets: pd.DataFrame, about: str = "") -
         axes.annotate(
             f"{row['target']:g}",
             (row["gflops_executed"], row["top1"]),
-            xytext=(0, 6),
+            xytext=(5, -11),
             textcoords="offset points",
-            ha="center",
             fontsize=8,
             color=BLUE,
         )
     axes.set(xlabel="GFLOPs an image (multiply-accumulates)", ylabel="top-1 accuracy, %")
-    axes.set_xlim(left=0)
-    axes.margins(x=0.08, y=0.12)
+    axes.set_xlim(0, 1.08 * points["gflops_executed"].max())
+    axes.margins(y=0.12)
     figure.legend(loc="outside lower left", ncols=3)
     return figure
 
