@@ -18,7 +18,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from runs import Answers, Floats, Run, answered, counted, open_run, open_split, print_rows, traced
+from runs import (
+    Answers,
+    Floats,
+    Run,
+    answered,
+    counted,
+    finetuned,
+    open_run,
+    open_split,
+    print_rows,
+    traced,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,7 +42,6 @@ from aigtool.flops import count_flops
 from aigtool.models.description import PixelNetwork
 from aigtool.models.files import Model
 from aigtool.trace import ExecutionTrace
-from aigtool.training.loop import finetune
 
 PERMUTATIONS = 20
 
@@ -123,23 +133,9 @@ def best_static(dense: Model, val: ImageSet, budget: Budget) -> list[str]:
 
 def static(run: Run, images: ImageSet, folder: Path) -> Answers:
     """Choose a pattern on validation images, fine-tune the network with it, and judge it."""
-    data, config = run.images, run.config
-    skipped = best_static(run.dense, data.val, config.budget)
-    model = without(run.dense, skipped)
+    skipped = best_static(run.dense, run.images.val, run.config.budget)
     print(f"{run.name}, static: without {', '.join(skipped)}", flush=True)
-    out = folder / run.name
-    done = finetune(
-        model,
-        data.train,
-        data.val,
-        config,
-        out=out,
-        teacher=copy.deepcopy(run.dense.network),
-        resume=(out / "last.ckpt").is_file(),
-    )
-    answers = answered(run.name, traced(done.model, images))
-    whole, left = (counted(m)[1].gflops_dense for m in (run.dense, done.model))
-    return replace(answers, fraction=left / whole)
+    return finetuned(run, without(run.dense, skipped), images, folder / run.name)
 
 
 def main() -> None:

@@ -15,12 +15,21 @@ the mean over runs, with the standard error that the images leave.
 import argparse
 import copy
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch_pruning as tp
-from runs import Answers, Run, answered, counted, open_run, open_split, print_rows, traced
+from runs import (
+    Answers,
+    Run,
+    answered,
+    counted,
+    finetuned,
+    open_run,
+    open_split,
+    print_rows,
+    traced,
+)
 from torch import nn
 from torch.nn import functional as F
 
@@ -29,7 +38,6 @@ from aigtool.conversion import convert
 from aigtool.data.images import ImageSet
 from aigtool.data.loading import load_batches
 from aigtool.models.files import Model
-from aigtool.training.loop import finetune
 
 CRITERIA = {
     "magnitude": tp.importance.GroupMagnitudeImportance(p=2),
@@ -89,32 +97,21 @@ def loss(model: Model, images: ImageSet) -> float:
 
 def compared(run: Run, images: ImageSet, folder: Path) -> Answers:
     """Prune by the best criterion, fine-tune and judge."""
-    data, config = run.images, run.config
+    val = run.images.val
     found = {
         (criterion, everywhere): pruned(
-            run.dense, criterion, everywhere=everywhere, fraction=config.budget.share
+            run.dense, criterion, everywhere=everywhere, fraction=run.config.budget.share
         )
         for criterion in CRITERIA
         for everywhere in (False, True)
     }
-    losses = {choice: loss(model, data.val) for choice, model in found.items()}
+    losses = {choice: loss(model, val) for choice, model in found.items()}
     best = min(losses, key=losses.__getitem__)
     for (criterion, everywhere), value in losses.items():
         kind = "everywhere alike" if not everywhere else "across the network"
         print(f"{run.name}, {criterion}, {kind}: validation loss {value:.3f} before training")
     print(f"{run.name}: {best}", flush=True)
-    out = folder / run.name
-    done = finetune(
-        found[best],
-        data.train,
-        data.val,
-        config,
-        out=out,
-        teacher=copy.deepcopy(run.dense.network),
-        resume=(out / "last.ckpt").is_file(),
-    )
-    whole, left = (counted(model)[1].gflops_dense for model in (run.dense, done.model))
-    return replace(answered(run.name, traced(done.model, images)), fraction=left / whole)
+    return finetuned(run, found[best], images, folder / run.name)
 
 
 def main() -> None:

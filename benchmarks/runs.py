@@ -1,5 +1,6 @@
 """What the benchmarks of fine-tuned networks share: run folders, answers, and rows of a table."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from aigtool.models.description import PixelNetwork
 from aigtool.models.files import Model, load_model
 from aigtool.trace import ExecutionTrace, collect_trace
 from aigtool.training.config import FinetuneConfig
+from aigtool.training.loop import finetune
 
 Floats = npt.NDArray[np.float64]
 
@@ -95,6 +97,23 @@ def open_split(run: Run, split: str) -> ImageSet:
 def answered(name: str, trace: ExecutionTrace) -> Answers:
     """Return what a trace says was answered."""
     return Answers(name, trace.correct.astype(float), trace.summary()["flops_fraction"])
+
+
+def finetuned(run: Run, model: Model, images: ImageSet, out: Path) -> Answers:
+    """Fine-tune another network as a run was, into ``out``, and judge it; goes on if begun."""
+    data = run.images
+    done = finetune(
+        model,
+        data.train,
+        data.val,
+        run.config,
+        out=out,
+        teacher=copy.deepcopy(run.dense.network),
+        resume=(out / "last.ckpt").is_file(),
+    )
+    whole, left = (counted(m)[1].gflops_dense for m in (run.dense, done.model))
+    right = traced(done.model, images).correct.astype(float)
+    return Answers(run.name, right, left / whole)
 
 
 def print_rows(dense: Floats, rows: Mapping[str, Sequence[Answers]]) -> None:
