@@ -77,6 +77,7 @@ def evaluate(
         from aigtool.data.images import DataSource
         from aigtool.device import find_device
         from aigtool.models.files import load_model
+        from aigtool.trace import accuracy_difference
 
         where = find_device(device)
         loaded = load_model(model)
@@ -91,12 +92,15 @@ def evaluate(
     if reference is not loaded or (trace.gates and chosen != "open"):
         other = ready(reference, where)
         label = f"evaluating {kind}"
-        beside = collect(label, other, images, "open", batch_size, workers).summary()
+        compared = collect(label, other, images, "open", batch_size, workers)
+        beside = compared.summary()
+        difference, error = accuracy_difference([trace], compared)
+        summary |= {"difference": difference, "difference_stderr": error}
     if out is not None:
         trace.save(out)
     if json:
-        compared = None if beside is None else {"network": kind, **beside}
-        print_json({**summary, "data": trace.source, "reference": compared})
+        reference_row = None if beside is None else {"network": kind, **beside}
+        print_json({**summary, "data": trace.source, "reference": reference_row})
     else:
         _show(summary, beside, kind, trace.source)
     if out is None:

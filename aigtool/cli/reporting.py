@@ -17,11 +17,19 @@ def gate_counts(summary: dict[str, Any]) -> str:
     return " / ".join(map(str, counts)) if summary["gates"] else "-"
 
 
+def paired(row: dict[str, Any]) -> str:
+    """Show by how much top-1 is above that of the network compared with, image by image."""
+    if row.get("difference") is None:
+        return "-"
+    return f"{row['difference']:+.1f} ± {row['difference_stderr']:.1f} points"
+
+
 def print_summaries(title: str, summaries: Mapping[str, dict[str, Any]]) -> None:
     """Print what traces sum up to, a column each."""
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "top-1": lambda s: percent(s["top1"], s["top1_stderr"]),
         "right": lambda s: f"{s['correct']} of {s['images']}",
+        "paired difference": paired,
         "top-5": lambda s: percent(s["top5"], s["top5_stderr"]),
         "execution rate": lambda s: share(s["execution_rate"]),
         "GFLOPs executed": lambda s: f"{s['gflops_executed']:.4g}",

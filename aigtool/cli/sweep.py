@@ -25,7 +25,7 @@ from aigtool.cli.options import (
     parse_seeds,
 )
 from aigtool.cli.recipe import Recipe, read_recipe, takes_recipe
-from aigtool.cli.reporting import training_progress
+from aigtool.cli.reporting import paired, training_progress
 from aigtool.output import check_output, records
 
 
@@ -169,7 +169,7 @@ def _show(runs: list[dict[str, Any]], targets: list[dict[str, Any]], about: str)
             "1",
             f"{row['correct']}",
             percent(row["top1"], row["top1_stderr"]),
-            _difference(row),
+            paired(row),
             share(row["flops_fraction"]),
             "-",
         ]
@@ -182,7 +182,7 @@ def _show(runs: list[dict[str, Any]], targets: list[dict[str, Any]], about: str)
             str(row["runs"]),
             f"{row['correct']:.1f}",
             percent(row["top1"], row["top1_stdev"]),
-            _difference(row),
+            paired(row),
             _range(row),
             f"{row['adaptive_gates']:.1f}",
         ]
@@ -196,12 +196,6 @@ def _show(runs: list[dict[str, Any]], targets: list[dict[str, Any]], about: str)
         ],
         rows,
     )
-
-
-def _difference(row: dict[str, Any]) -> str:
-    if row["difference"] is None:
-        return "-"
-    return f"{row['difference']:+.1f} ± {row['difference_stderr']:.1f} points"
 
 
 def _range(row: dict[str, Any]) -> str:

@@ -190,6 +190,7 @@ def test_the_way_from_a_folder_to_figures(
     assert summary["images"] == 12
     assert summary["policy"] == "argmax"
     assert summary["reference"]["network"] == "dense"
+    assert summary["difference"] == pytest.approx(summary["top1"] - summary["reference"]["top1"])
     assert summary["top1"] == pytest.approx(100 * summary["correct"] / 12)
     assert load_trace(trace).summary()["gates"] == summary["gates"]
     opened = aigtool("evaluate", best, *data, "--policy", "open", "--json")
