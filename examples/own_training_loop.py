@@ -18,7 +18,8 @@ def main(steps: int = 12) -> torch.nn.Module:
     network = aigtool.convert(timm.create_model("resnet10t", num_classes=10))
     spec = aigtool.InputSpec(size=(3, 32, 32), crop_pct=1.0)
     pixel_network = aigtool.PixelNetwork(network, spec)
-    images = aigtool.open_images("digits", "train", aigtool.train_transform(spec, hflip=0.0))
+    still = aigtool.Augmentation(hflip=0.0)
+    images = aigtool.open_images("digits", "train", aigtool.train_transform(spec, still))
 
     gates = [p for _, gate in aigtool.named_gates(network) for p in gate.parameters()]
     others = [p for name, p in network.named_parameters() if ".gate." not in name]

@@ -51,7 +51,7 @@ class FinetuneConfig:
         rate_window: Images over which rates are averaged for these losses; in a short run fewer.
         noise_hold: Share of the run with full Gumbel noise.
         noise_end: Share of the run at which it has fallen, linearly, to zero, so that gates end
-            deterministic.
+            deterministic; 0 is no noise at all.
         gate_temperature: Of the softmax that the gates' gradient is that of, at the start.
         gate_temperature_end: At the end of the noise and after; between, it falls or rises by the
             same factor each step.
@@ -203,7 +203,7 @@ def noise_at(progress: float, hold: float, end: float = 1.0) -> float:
         >>> [noise_at(progress, 0.25, 0.75) for progress in (0.25, 0.5, 0.75, 0.9)]
         [1.0, 0.5, 0.0, 0.0]
     """
-    if progress <= hold:
+    if progress <= hold and end > 0:
         return 1.0
     return 0.0 if progress >= end else (end - progress) / (end - hold)
 

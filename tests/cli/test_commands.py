@@ -248,7 +248,7 @@ def test_a_run_goes_on_where_it_was_stopped(
     aigtool("convert", "cifar_resnet20", "--num-classes", "3", "--out", other)
     resume = ["finetune", "--resume", str(tmp_path / "stopped")]
     for more, message in (
-        (["--lr", "0.5"], "the run was started with --lr 0.01, not 0.5"),
+        (["--lr", "0.5"], "the run was started with --lr 0.00025, not 0.5"),
         ([str(other)], "the run was started with MODEL"),
         (["--out", "elsewhere"], "--out was given with --resume"),
     ):
@@ -383,9 +383,9 @@ def test_a_sweep_compares_its_runs_and_goes_on_where_it_stopped(
     assert "flops 0.4" in shown.out
     assert "images test, 12 images" in " ".join(shown.out.split())
 
-    arguments = [*command, "--target-flops", "0.6", "--seeds", "0", "--lr", "0.5"]
+    arguments = [*command, "--target-flops", "0.6", "--seeds", "0", "--momentum", "0.5"]
     assert run([str(argument) for argument in arguments]) == 2
-    assert "was started with lr 0.01, not 0.5" in capsys.readouterr().err
+    assert "was started with momentum 0.9, not 0.5" in capsys.readouterr().err
 
 
 def test_quiet_leaves_only_the_result(aigtool: Command, model: Path, image_folder: Path) -> None:

@@ -34,4 +34,5 @@ def test_noise_never_rises_and_ends_at_zero(first: float, second: float, hold: f
     assert 1 >= noise_at(early, hold) >= noise_at(late, hold) >= 0
     assert noise_at(0, hold) == 1
     assert noise_at(1, hold) == (1 if hold == 1 else 0)
-    assert noise_at(late, hold, hold) == (1 if late <= hold else 0)
+    assert noise_at(late, hold, hold) == (1 if 0 < hold >= late else 0)
+    assert noise_at(late, 0, 0) == 0
