@@ -23,29 +23,34 @@ REPEATS = 9
 
 
 def stepper(
-    network: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype | None, compiled: bool
+    network: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    decisions: dict[str, aigtool.Decision],
+    dtype: torch.dtype | None,
+    compiled: bool,
 ) -> Callable[[], None]:
-    """Return a function that takes one training step."""
+    """Return a function that takes one training step; the network writes to ``decisions``."""
+    images, labels = batch
     network = network.to(images.device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
     gates = dict(aigtool.named_gates(network))
     running = aigtool.RunningRates(len(gates)).to(images.device)
 
-    def loss_of(decisions: dict[str, aigtool.Decision]) -> Tensor:
+    def loss() -> Tensor:
         with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
-            loss = F.cross_entropy(run(images), labels)
+            value = F.cross_entropy(run(images), labels)
         if gates:
             rates = running(aigtool.execution_rates(decisions.values()), len(images))
-            loss = loss + 30 * aigtool.network_rate_loss(rates, 0.6)
-        return loss
+            probabilities = torch.stack([made.logit.sigmoid() for made in decisions.values()])
+            value = value + 100 * aigtool.network_rate_loss(rates, 0.6)
+            value = value + 4 * aigtool.information_loss(probabilities, probabilities.mean(1))
+        return value
 
-    hooks = aigtool.recorded_decisions(network)
-    decisions = hooks.__enter__()
     run = torch.compile(network) if compiled else network
 
     def step() -> None:
         optimizer.zero_grad()
-        loss_of(decisions).backward()
+        loss().backward()
         optimizer.step()
         if images.is_cuda:
             torch.cuda.synchronize()
@@ -74,15 +79,17 @@ def main() -> None:
         images = torch.randn(batch, *size, device=options.device)
         images = images.contiguous(memory_format=torch.channels_last)
         labels = torch.randint(10, (batch,), device=options.device)
-        steps = [
-            stepper(network, images, labels, dtype, options.compile) for network in (dense, gated)
-        ]
         times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(2 + REPEATS):
-            for step, taken in zip(steps, times, strict=True):
-                start = time.perf_counter()
-                step()
-                taken.append(time.perf_counter() - start)
+        with aigtool.recorded_decisions(gated) as decisions:
+            steps = [
+                stepper(network, (images, labels), decisions, dtype, options.compile)
+                for network in (dense, gated)
+            ]
+            for _ in range(2 + REPEATS):
+                for step, taken in zip(steps, times, strict=True):
+                    start = time.perf_counter()
+                    step()
+                    taken.append(time.perf_counter() - start)
         ratios = [g / d for d, g in zip(*(taken[2:] for taken in times), strict=True)]
         medians = [statistics.median(taken[2:]) for taken in times]
         print(
