@@ -17,7 +17,7 @@ from aigtool.graphs import (
     remove_constants,
 )
 from aigtool.modes import in_mode
-from aigtool.picking import add_to_images, take_images
+from aigtool.picking import add_scaled, add_to_images, take_images
 
 _ADDITIONS: frozenset[Any] = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
 _ABOUT: frozenset[Any] = frozenset({"shape", "dtype", "device", "ndim", "size", "dim", "numel"})
@@ -368,7 +368,7 @@ class GatedBlock(nn.Module):
                 return add_to_images(shortcut, chosen, residual.to(shortcut.dtype))
         residual = self.parts.residual(self, *inputs)
         if decision.run == "scaled":
-            residual = decision.scale.view(-1, *[1] * (residual.ndim - 1)) * residual
+            return add_scaled(shortcut, residual, decision.scale)
         return cast(Tensor, shortcut + residual)
 
     def __getstate__(self) -> dict[str, Any]:

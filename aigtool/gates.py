@@ -89,7 +89,7 @@ class Gate(nn.Module):
 
     def logit(self, x: Tensor) -> Tensor:
         """Return the logit difference "execute" minus "skip", ``(N,)`` in float32."""
-        hidden = self.fc1(x.mean(dim=(2, 3)))
+        hidden = self.fc1(_pooled(x))
         logits = self.fc2(F.relu(self._normalized(hidden))).float()
         return cast(Tensor, logits[:, 1] - logits[:, 0])
 
@@ -127,6 +127,12 @@ class Gate(nn.Module):
     def extra_repr(self) -> str:
         """Show what distinguishes this gate."""
         return f"channels={self.channels}, width={self.width}, policy={self.policy!r}"
+
+
+def _pooled(x: Tensor) -> Tensor:
+    # The gradient of a sum, unlike that of a mean, is not written out as large as x.
+    total = x.sum(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+    return (total / (x.shape[2] * x.shape[3])).to(x.dtype)
 
 
 def _constant(x: Tensor, scale: float, logit: float, run: Run) -> Decision:

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigtool.picking import add_to_images, take_images
+from aigtool.picking import add_scaled, add_to_images, take_images
 
 SHAPES = st.sampled_from([(5, 3, 4, 6), (5, 1, 2, 2), (5, 4, 1, 1), (5, 7), (5,), (5, 2, 3, 4, 2)])
 FORMATS = st.sampled_from([torch.contiguous_format, torch.channels_last])
@@ -36,3 +36,49 @@ def test_the_format_stays(memory_format: torch.memory_format) -> None:
     x = torch.randn(4, 3, 5, 5).contiguous(memory_format=memory_format)
     taken = take_images(x, torch.tensor([3, 1]))
     assert taken.is_contiguous(memory_format=memory_format)
+
+
+@given(SHAPES.filter(lambda shape: len(shape) > 1), FORMATS, FORMATS)
+def test_each_image_by_its_factor_is_plain_arithmetic(
+    shape: tuple[int, ...], batch_format: torch.memory_format, added_format: torch.memory_format
+) -> None:
+    x, added = torch.randn(2, *shape, dtype=torch.double)
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=batch_format)
+        added = added.contiguous(memory_format=added_format)
+    inputs = [value.requires_grad_() for value in (x, added, torch.rand(5, dtype=torch.double))]
+    joined = add_scaled(*inputs)
+    plain = x + inputs[2].view(-1, *[1] * (x.ndim - 1)) * added
+    torch.testing.assert_close(joined, plain, rtol=1e-15, atol=1e-15)
+    assert joined.stride() == x.stride()
+    weights = torch.randn_like(joined)
+    for ours, theirs in zip(
+        torch.autograd.grad(joined, inputs, weights),
+        torch.autograd.grad(plain, inputs, weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
+
+
+def test_its_gradient_has_a_gradient_and_is_summed_in_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aigtool.picking._CACHED", 20)
+    inputs = [torch.randn(5, 2, 2, 2, dtype=torch.double, requires_grad=True) for _ in range(2)]
+    inputs.append(torch.randn(5, dtype=torch.double, requires_grad=True))
+    assert torch.autograd.gradcheck(add_scaled, inputs)
+    assert torch.autograd.gradgradcheck(add_scaled, inputs)
+
+
+@pytest.mark.parametrize("other", [torch.float16, torch.bfloat16, torch.float64])
+def test_types_are_promoted_as_in_a_sum(other: torch.dtype) -> None:
+    x, added, scale = torch.ones(2, 3), torch.ones(2, 3, dtype=other), torch.tensor([0.0, 1.0])
+    assert add_scaled(x, added, scale).dtype == (x + added).dtype
+    assert add_scaled(added, x, scale.to(other)).dtype == (x + added).dtype
+
+
+def test_an_empty_batch_stays_empty() -> None:
+    x = torch.zeros(0, 3, 2, 2, requires_grad=True)
+    joined = add_scaled(x, x, torch.zeros(0, requires_grad=True))
+    joined.sum().backward()
+    assert joined.shape == x.shape
