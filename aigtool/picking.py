@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-
 _CACHED = 2**18
 """Numbers whose products stay in a CPU's cache until they are summed."""
 
@@ -90,7 +89,8 @@ class _AddScaled(Function):
         few = len(grad) if grad.is_cuda else max(1, _CACHED // max(1, grad.shape[1:].numel()))
         dims = tuple(range(1, grad.ndim))
         products = [
-            (g * a).sum(dims) for g, a in zip(grad.split(few), added.split(few), strict=True)
+            (g * a).sum(dims)
+            for g, a in zip(torch.split(grad, few), torch.split(added, few), strict=True)
         ]
         return grad, _of_images(scale, grad) * grad, torch.cat(products)
 

@@ -1,5 +1,6 @@
 """``aigtool sweep``: several budgets and seeds, and accuracy over GFLOPs."""
 
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -114,10 +115,11 @@ def sweep(
         from aigtool.training.sweep import Point, point_rows, run_points, target_rows, write_sweep
 
         prepared = prepare(settings, config, augmentation)
-        networks = {path.stem: load_model(path) for path in compare or ()}
-        for path, other in zip(compare or (), networks.values(), strict=True):
-            check_comparable(prepared.model.description, other.description, path)
-        networks = {prepared.reference[0]: prepared.reference[1], **networks}
+        kind, reference = prepared.reference
+        networks = {kind: reference}
+        for name, path in named(compare or (), taken=(kind, "gated")).items():
+            networks[name] = load_model(path)
+            check_comparable(prepared.model.description, networks[name].description, path)
     before = tell_before(prepared, config)
     for budget in budgets:
         budget.check(before.flops)
@@ -145,13 +147,12 @@ def sweep(
             f"evaluating {name}",
             ready(network, prepared.device),
             judged,
-            "open" if network is prepared.reference[1] else network.description.policy,
+            "open" if network is reference else network.description.policy,
             batch_size,
             workers,
         )
         for name, network in networks.items()
     }
-    kind = prepared.reference[0]
     runs, targets = point_rows(traces, others, kind), target_rows(traces, others[kind])
     about = f"{judged.name} {judged.split}".strip() + f", {len(judged)} images"
     paths = write_sweep(runs, targets, folder, about)
@@ -160,6 +161,13 @@ def sweep(
     else:
         _show(records(runs), records(targets), about)
     wrote(paths, f"aigtool evaluate {folder / points[0].name / 'best.safetensors'} --data {data}")
+
+
+def named(paths: Sequence[Path], taken: Container[str]) -> dict[str, Path]:
+    """Name files by their stems, or as given where that would not tell them apart."""
+    stems = [path.stem for path in paths]
+    is_clear = len({*stems}) == len(stems) and not any(stem in taken for stem in stems)
+    return {stem if is_clear else str(path): path for stem, path in zip(stems, paths, strict=True)}
 
 
 def _show(runs: list[dict[str, Any]], targets: list[dict[str, Any]], about: str) -> None:

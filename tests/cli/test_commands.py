@@ -16,6 +16,7 @@ import yaml
 from torch import nn
 
 from aigtool.cli.main import run
+from aigtool.cli.sweep import named
 from aigtool.conversion import named_gates
 from aigtool.models.files import load_model, save_model
 from aigtool.models.zoo import create_network
@@ -386,6 +387,20 @@ def test_a_sweep_compares_its_runs_and_goes_on_where_it_stopped(
     arguments = [*command, "--target-flops", "0.6", "--seeds", "0", "--momentum", "0.5"]
     assert run([str(argument) for argument in arguments]) == 2
     assert "was started with momentum 0.9, not 0.5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/small.safetensors", "b/other.safetensors"], ["small", "other"]),
+        (["a/r20.pth", "b/r20.pth"], ["a/r20.pth", "b/r20.pth"]),
+        (["dense.safetensors", "small.pth"], ["dense.safetensors", "small.pth"]),
+    ],
+)
+def test_networks_compared_have_names_that_tell_them_apart(
+    paths: list[str], names: list[str]
+) -> None:
+    assert [*named([Path(path) for path in paths], taken=("dense", "gated"))] == names
 
 
 def test_quiet_leaves_only_the_result(aigtool: Command, model: Path, image_folder: Path) -> None:
