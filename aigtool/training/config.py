@@ -11,12 +11,14 @@ from aigtool.errors import UserError
 Target = Literal["network", "per-layer"]
 Baseline = Literal["none", "stochastic-depth"]
 Trained = Literal["all", "gates"]
+NormStatistics = Literal["kept", "batch"]
 AmpDtype = Literal["float32", "bfloat16", "float16"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "target": get_args(Target),
     "baseline": get_args(Baseline),
     "train": get_args(Trained),
+    "norm_statistics": get_args(NormStatistics),
     "amp_dtype": get_args(AmpDtype),
 }
 
@@ -73,6 +75,9 @@ class FinetuneConfig:
         mixup: alpha of mixup: two images mixed in shares drawn from Beta(alpha, alpha); 0 is none.
         cutmix: alpha of CutMix, alike; with both, each minibatch draws one of them.
         train: Whether to train the whole network or the gates alone.
+        norm_statistics: What batch norms go by in training: kept, the statistics that the network
+            came with, as at test time, or batch, those of each minibatch; kept where the network
+            came trained. Those of gates are of minibatches.
         amp_dtype: What autocast computes in; float32 is no autocast.
         compile: Whether torch.compile makes the training step faster, after a while of compiling.
         seed: Of everything random.
@@ -124,6 +129,7 @@ such as 0.6
     mixup: float = 0.0
     cutmix: float = 0.0
     train: Trained = "all"
+    norm_statistics: NormStatistics | None = None
     amp_dtype: AmpDtype = "float32"
     compile: bool = False
     seed: int = 0
@@ -141,29 +147,32 @@ such as 0.6
         """Whether the loss holds each gate to its target."""
         return self.target == "per-layer" or self.targets is not None
 
-    def completed(self, can_distill: bool) -> "FinetuneConfig":
+    def completed(self, can_distill: bool, is_trained: bool) -> "FinetuneConfig":
         """Return these options with what holds where nothing is given.
 
         Args:
             can_distill: Whether there is a network to learn from.
+            is_trained: Whether the network's batch norms have statistics to keep.
 
         Example:
-            >>> config = FinetuneConfig(batch_size=32).completed(can_distill=True)
-            >>> config.lr, config.gate_lr, config.distill
-            (0.001, 0.025, 0.9)
+            >>> config = FinetuneConfig(batch_size=32)
+            >>> config = config.completed(can_distill=True, is_trained=True)
+            >>> config.lr, config.gate_lr, config.distill, config.norm_statistics
+            (0.001, 0.025, 0.9, 'kept')
         """
         images = self.batch_size * self.grad_accum_steps
         lr = LR * images / LR_IMAGES if self.lr is None else self.lr
         gate_lr = GATE_LR * lr if self.gate_lr is None else self.gate_lr
         distill = DISTILL * can_distill if self.distill is None else self.distill
-        return replace(self, lr=lr, gate_lr=gate_lr, distill=distill)
+        norms = self.norm_statistics or ("kept" if is_trained else "batch")
+        return replace(self, lr=lr, gate_lr=gate_lr, distill=distill, norm_statistics=norms)
 
     def __post_init__(self) -> None:
         if self.target_rate is not None and self.target_flops is not None:
             raise UserError("a target rate and a target in FLOPs were given: expected one of them")
         _ = self.budget
         for name, choices in _CHOICES.items():
-            if (given := getattr(self, name)) not in choices:
+            if (given := getattr(self, name)) is not None and given not in choices:
                 words = name.replace("_", " ")
                 raise UserError(f"{words} {given!r}: expected one of {', '.join(choices)}")
         if self.is_per_layer and self.target_flops is not None:

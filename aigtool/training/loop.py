@@ -37,7 +37,7 @@ from aigtool.training.baseline import dropping_blocks
 from aigtool.training.config import FinetuneConfig
 from aigtool.training.objective import Objective
 from aigtool.training.run_folder import RunFolder
-from aigtool.training.trainer import Networks, StepReport, Trainer
+from aigtool.training.trainer import Networks, StepReport, Trainer, is_trained
 
 CALIBRATION_IMAGES = 2000
 """Each epoch's thresholds are set on at most so many validation images."""
@@ -56,6 +56,12 @@ class FinetuneResult:
     model: Model
     epoch: int
     metrics: list[dict[str, Any]]
+
+
+def complete(config: FinetuneConfig, model: Model, teacher: nn.Module | None) -> FinetuneConfig:
+    """Return options with what holds for this network where nothing is given."""
+    can_distill = teacher is not None or not model.description.new_classifier
+    return config.completed(can_distill, is_trained(model.network))
 
 
 def finetune(
@@ -106,7 +112,7 @@ def finetune(
         raise UserError("no validation images: expected at least one to choose the best epoch by")
     random_seed(config.seed)
     folder = RunFolder(out)
-    config = config.completed(teacher is not None or not model.description.new_classifier)
+    config = complete(config, model, teacher)
     names = model.description.class_names or train.classes
     description = replace(model.description, class_names=names, policy="argmax")
     size = description.input.size

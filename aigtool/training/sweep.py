@@ -19,7 +19,7 @@ from aigtool.models.files import Model
 from aigtool.output import records, replacing, write_json
 from aigtool.trace import ExecutionTrace, accuracy_difference
 from aigtool.training.config import FinetuneConfig
-from aigtool.training.loop import finetune
+from aigtool.training.loop import complete, finetune
 from aigtool.training.run_folder import RunFolder
 from aigtool.training.trainer import StepReport
 
@@ -91,7 +91,7 @@ def run_points(
     Raises:
         UserError: As ``finetune``, or a run that was begun had other options.
     """
-    recipe = recipe.completed(teacher is not None or not model.description.new_classifier)
+    recipe = complete(recipe, model, teacher)
     for point in points:
         folder = RunFolder(Path(out) / point.name)
         config = point.config(recipe)

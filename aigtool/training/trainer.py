@@ -168,6 +168,9 @@ class Trainer:
 
     def _set_modes(self) -> None:
         self.trained.train(self.config.train == "all")
+        if self.config.norm_statistics == "kept":
+            for norm in batch_norms(self.trained):
+                norm.eval()
         for gate in self.gates.values():
             gate.train()
 
@@ -256,6 +259,28 @@ class Trainer:
         torch.set_rng_state(state["rng"])
         if state["rng_cuda"]:
             torch.cuda.set_rng_state_all(state["rng_cuda"])
+
+
+def batch_norms(network: nn.Module) -> Iterator[nn.Module]:
+    """Yield the norms with running statistics, but for those of gates."""
+    of_gates = {gate.norm for _, gate in named_gates(network)}
+    for module in network.modules():
+        if getattr(module, "running_var", None) is not None and module not in of_gates:
+            yield module
+
+
+def is_trained(network: nn.Module) -> bool:
+    """Tell whether a batch norm has other statistics than a fresh one.
+
+    Example:
+        >>> norm = nn.BatchNorm2d(3)
+        >>> before = is_trained(norm)
+        >>> _ = norm(torch.randn(8, 3, 4, 4))
+        >>> before, is_trained(norm)
+        (False, True)
+    """
+    variances = (cast(Tensor, norm.running_var) for norm in batch_norms(network))
+    return any(bool(variance.ne(1).any()) for variance in variances)
 
 
 _SUMS = ("loss", "rate_loss", "correct", "execution_rate", "argmax_rate")

@@ -180,6 +180,7 @@ CASES = {
         "layers are held to rates",
     ),
     "train nothing": ([*FINETUNE, "--train", "none"], "--train"),
+    "norms of nothing": ([*FINETUNE, "--norm-statistics", "running"], "--norm-statistics"),
     "negative clip": ([*FINETUNE, "--clip-grad", "-1"], "clip grad -1"),
     "smoothing over 1": ([*FINETUNE, "--smoothing", "2"], "smoothing 2: expected 0 to 1"),
     "no temperature": ([*FINETUNE, "--distill-temperature", "0"], "temperature 0: expected"),

@@ -20,7 +20,7 @@ from aigtool.models.files import Model, load_model
 from aigtool.trace import ExecutionTrace, collect_trace
 from aigtool.training.config import FinetuneConfig
 from aigtool.training.loop import FinetuneResult, finetune, measure_expected_rates
-from aigtool.training.trainer import StepReport
+from aigtool.training.trainer import StepReport, batch_norms
 
 SPEC = InputSpec(size=(3, 32, 32), crop_pct=1.0)
 FAST = FinetuneConfig(epochs=3, batch_size=8, lr=0.01, gate_lr=0.1)
@@ -47,6 +47,36 @@ def train(image_folder: Path) -> ImageSet:
 @pytest.fixture
 def val(image_folder: Path) -> ImageSet:
     return open_images(str(image_folder), "val", to_tensor)
+
+
+@pytest.mark.parametrize("norms", [None, "kept", "batch"])
+def test_norms_keep_their_statistics_or_learn_new_ones(
+    model: Model, train: ImageSet, val: ImageSet, tmp_path: Path, norms: str | None
+) -> None:
+    torch.manual_seed(0)
+    gates = {gate.norm for _, gate in named_gates(model.network)}
+    own = [module for module in model.network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in own:
+        norm.running_var.uniform_(0.5, 2)
+    before = copy.deepcopy([*own, *gates])
+    config = FinetuneConfig(epochs=1, batch_size=8, norm_statistics=norms)
+    finetune(model, train, val, config, out=tmp_path)
+    for norm, was in zip([*own, *gates], before, strict=True):
+        is_kept = norms != "batch" and norm not in gates
+        assert torch.equal(norm.running_var, was.running_var) is is_kept
+        assert not torch.equal(norm.weight, was.weight)
+    said = yaml.safe_load((tmp_path / "config.yaml").read_text())["options"]["norm_statistics"]
+    assert said == (norms or "kept")
+
+
+def test_a_fresh_network_has_no_statistics_to_keep(
+    model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    for norm in batch_norms(model.network):
+        norm.reset_running_stats()
+    finetune(model, train, val, FinetuneConfig(epochs=1, batch_size=8), out=tmp_path)
+    said = yaml.safe_load((tmp_path / "config.yaml").read_text())["options"]["norm_statistics"]
+    assert said == "batch"
 
 
 def test_a_run_learns_and_leaves_every_file(
