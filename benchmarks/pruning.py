@@ -3,10 +3,10 @@
 Torch-Pruning takes inner channels out of the blocks of the same dense network, as many as leave
 the GFLOPs that each run was asked for, by the criterion that leaves the least loss on validation
 images; the pruned network is fine-tuned as the gated one was: the same images, epochs, teacher
-and seed.
+and seed. What its norms see has changed, so the statistics of minibatches may suit it better.
 
 pip install torch-pruning
-python benchmarks/pruning.py RUN... --split val --out FOLDER
+python benchmarks/pruning.py RUN... --split val --out FOLDER [--norm-statistics batch]
 
 RUN is a folder that `aigtool finetune --target-flops` wrote. Differences are paired by image, of
 the mean over runs, with the standard error that the images leave.
@@ -16,6 +16,7 @@ import argparse
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import torch
 import torch_pruning as tp
@@ -38,6 +39,7 @@ from aigtool.conversion import convert
 from aigtool.data.images import ImageSet
 from aigtool.data.loading import load_batches
 from aigtool.models.files import Model
+from aigtool.training.config import NormStatistics
 
 CRITERIA = {
     "magnitude": tp.importance.GroupMagnitudeImportance(p=2),
@@ -95,7 +97,7 @@ def loss(model: Model, images: ImageSet) -> float:
     return sum(losses) / len(images)
 
 
-def compared(run: Run, images: ImageSet, folder: Path) -> Answers:
+def compared(run: Run, images: ImageSet, folder: Path, norms: NormStatistics) -> Answers:
     """Prune by the best criterion, fine-tune and judge."""
     val = run.images.val
     found = {
@@ -111,7 +113,7 @@ def compared(run: Run, images: ImageSet, folder: Path) -> Answers:
         kind = "everywhere alike" if not everywhere else "across the network"
         print(f"{run.name}, {criterion}, {kind}: validation loss {value:.3f} before training")
     print(f"{run.name}: {best}", flush=True)
-    return finetuned(run, found[best], images, folder / run.name)
+    return finetuned(run, found[best], images, folder / run.name, norm_statistics=norms)
 
 
 def main() -> None:
@@ -122,13 +124,14 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--split", default="val")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--norm-statistics", choices=get_args(NormStatistics), default="kept")
     options = parser.parse_args()
     runs = [open_run(folder) for folder in options.runs]
     images = open_split(runs[0], options.split)
     print(f"{len(images)} images of {options.split}")
     rows = {
         "gated": [answered(run.name, traced(run.gated, images)) for run in runs],
-        "pruned": [compared(run, images, options.out) for run in runs],
+        "pruned": [compared(run, images, options.out, options.norm_statistics) for run in runs],
     }
     print_rows(answered("dense", traced(runs[0].dense, images)).right, rows)
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +99,17 @@ def answered(name: str, trace: ExecutionTrace) -> Answers:
     return Answers(name, trace.correct.astype(float), trace.summary()["flops_fraction"])
 
 
-def finetuned(run: Run, model: Model, images: ImageSet, out: Path) -> Answers:
-    """Fine-tune another network as a run was, into ``out``, and judge it; goes on if begun."""
+def finetuned(run: Run, model: Model, images: ImageSet, out: Path, **changes: Any) -> Answers:
+    """Fine-tune another network as a run was, into ``out``, and judge it; goes on if begun.
+
+    ``changes`` are options in which it differs from the run.
+    """
     data = run.images
     done = finetune(
         model,
         data.train,
         data.val,
-        run.config,
+        replace(run.config, **changes),
         out=out,
         teacher=copy.deepcopy(run.dense.network),
         resume=(out / "last.ckpt").is_file(),
