@@ -46,7 +46,9 @@ def per_layer_rate_loss(rates: Tensor, targets: Tensor) -> Tensor:
     return (rates - targets).square().mean()
 
 
-def network_rate_loss(rates: Tensor, target: float, weights: Tensor | None = None) -> Tensor:
+def network_rate_loss(
+    rates: Tensor, target: float | Tensor, weights: Tensor | None = None
+) -> Tensor:
     """Return (mean over gates of the rate - target)^2: the network chooses which blocks it keeps.
 
     Args:

@@ -45,6 +45,7 @@ class FinetuneConfig:
             each block of which runs at random at the same rate in training, always afterwards.
         epochs: Passes over the training images.
         batch_size: Images a minibatch.
+        target_ramp: Share of the run over which the target falls to this from 1.
         rate_weight: Weight of the target-rate loss beside cross entropy.
         information: Weight of the loss that keeps decisions telling images apart.
         band: Weight of the loss that keeps each gate's rate between band_low and band_high.
@@ -103,6 +104,7 @@ such as 0.6
     baseline: Baseline = "none"
     epochs: int = 15
     batch_size: int = 128
+    target_ramp: float = 0.3
     rate_weight: float = 100.0
     information: float = 4.0
     band: float = 0.0
@@ -189,7 +191,15 @@ such as 0.6
         weights = ("rate_weight", "band", "information", "weight_decay", "mixup", "cutmix")
         steps = ("lr", "gate_lr", "momentum", "warmup_epochs", "clip_grad")
         self._check((*weights, *steps), lambda value: value >= 0, "0 or more")
-        shares = ("noise_hold", "noise_end", "distill", "smoothing", "band_low", "band_high")
+        shares = (
+            "noise_hold",
+            "noise_end",
+            "target_ramp",
+            "distill",
+            "smoothing",
+            "band_low",
+            "band_high",
+        )
         self._check(shares, lambda value: 0 <= value <= 1, "0 to 1")
         self._check(("model_ema_decay",), lambda value: 0 <= value < 1, "0 or more, and under 1")
         ends = self.noise_end, self.band_high

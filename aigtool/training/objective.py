@@ -18,14 +18,21 @@ from aigtool.losses import (
 )
 from aigtool.training.config import FinetuneConfig
 
+CARRIED = 8
+"""Rate windows over which what rates miss their target by is asked for once more."""
+
 
 class Objective(nn.Module):
     """Cross entropy, distillation from a teacher, and the losses that hold rates to a target.
 
+    The target falls from 1 to what is asked over ``target_ramp`` of the run. What the losses pull
+    against each other would settle a little above it; so by how much rates have missed it is
+    carried along and asked for as well, as a Lagrange multiplier is (Platt and Barr, NIPS 1987).
+
     ``(1 - distill) * cross entropy + distill * T^2 * KL(teacher || network) + rate_weight *
     target-rate loss + band * band loss + information * information loss``; distillation is that
     of Hinton, Vinyals and Dean (2015), with T ``distill_temperature``. Its state is the running
-    rates.
+    rates and what is carried.
 
     Args:
         config: Options.
@@ -38,6 +45,7 @@ class Objective(nn.Module):
 
     weights: Tensor
     targets: Tensor
+    carried: Tensor
 
     def __init__(
         self,
@@ -58,20 +66,24 @@ class Objective(nn.Module):
         if gates:
             budget = config.budget
             weights = torch.tensor(budget.weights(flops), dtype=torch.float32)
-            self.mean_rate = budget.mean_rate(flops)
+            wanted = self.layer_targets if config.is_per_layer else budget.mean_rate(flops)
             self.register_buffer("weights", weights, persistent=False)
-            self.register_buffer("targets", torch.tensor(self.layer_targets), persistent=False)
+            self.register_buffer("targets", torch.tensor(wanted), persistent=False)
+            self.register_buffer("carried", torch.zeros_like(self.targets))
 
     @property
     def layer_targets(self) -> list[float]:
-        """Each gate's target: per layer its own, where it has one."""
-        own = [gate.target for gate in self.gates.values()]
-        if not self.config.is_per_layer:
-            own = [None] * len(own)
+        """Each gate's target: its own, where it has one."""
+        own = (gate.target for gate in self.gates.values())
         return [self.config.budget.share if target is None else target for target in own]
 
     def forward(
-        self, pixels: Tensor, labels: Tensor, logits: Tensor, decisions: Mapping[str, Decision]
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        logits: Tensor,
+        decisions: Mapping[str, Decision],
+        progress: float,
     ) -> dict[str, Tensor]:
         """Return ``loss``, ``rate_loss`` and, of the minibatch, ``correct`` and execution rates.
 
@@ -80,6 +92,7 @@ class Objective(nn.Module):
             labels: ``(N,)``, or ``(N, classes)``, shares of mixed images.
             logits: ``(N, classes)``, the network's.
             decisions: By name of a gate, from ``recorded_decisions``.
+            progress: How much of the run is done, 0..1.
         """
         hard = labels if labels.ndim == 1 else labels.argmax(1)
         loss = self.task_loss(pixels, labels, logits)
@@ -100,7 +113,8 @@ class Objective(nn.Module):
                 ]
             ).mean()
             rates = self.running(rates, len(labels))
-            terms["rate_loss"] = self.rate_loss(rates)
+            terms["rate_loss"] = self.rate_loss(rates, progress)
+            self._carry(rates.detach(), progress, len(labels))
             loss = loss + self.config.rate_weight * terms["rate_loss"]
             if self.config.band:
                 band = rate_band_loss(rates, self.config.band_low, self.config.band_high)
@@ -126,8 +140,18 @@ class Objective(nn.Module):
         divergence = F.kl_div(given, wanted, log_target=True, reduction="batchmean")
         return (1 - self.distill) * loss + self.distill * temperature**2 * divergence
 
-    def rate_loss(self, rates: Tensor) -> Tensor:
+    def rate_loss(self, rates: Tensor, progress: float) -> Tensor:
         """Return the target-rate loss of each gate's rate, ``(gates,)``."""
-        if not self.config.is_per_layer:
-            return network_rate_loss(rates, self.mean_rate, self.weights)
-        return per_layer_rate_loss(rates, self.targets)
+        targets = self._targets(progress) - self.carried
+        if self.config.is_per_layer:
+            return per_layer_rate_loss(rates, targets)
+        return network_rate_loss(rates, targets, self.weights)
+
+    def _targets(self, progress: float) -> Tensor:
+        ramp = self.config.target_ramp
+        return 1 - (1 - self.targets) * (min(1.0, progress / ramp) if ramp else 1.0)
+
+    def _carry(self, rates: Tensor, progress: float, images: int) -> None:
+        reached = rates if self.config.is_per_layer else (rates * self.weights).sum()
+        missed = reached - self._targets(progress)
+        self.carried += missed * images / (CARRIED * self.running.window)

@@ -193,7 +193,7 @@ class Trainer:
             enabled=config.amp_dtype != "float32",
         ):
             logits = self.forward(pixels)
-            terms = self.objective(pixels, labels, logits, self.decisions)
+            terms = self.objective(pixels, labels, logits, self.decisions, progress)
         values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
         if not math.isfinite(values["loss"]):
             raise NonFiniteLossError(

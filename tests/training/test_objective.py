@@ -1,5 +1,7 @@
 """What a step minimises, against torch.distributions and sums by hand."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import nn
@@ -34,7 +36,7 @@ def decisions() -> dict[str, Decision]:
 def terms(config: FinetuneConfig, gates: dict[str, Gate]) -> dict[str, float]:
     objective = Objective(config, gates, FLOPS, None, images=1000)
     logits = torch.zeros(5, 3)
-    values = objective(torch.zeros(5, 1, 1, 1), LABELS, logits, decisions())
+    values = objective(torch.zeros(5, 1, 1, 1), LABELS, logits, decisions(), 1.0)
     return {name: value.item() for name, value in values.items()}
 
 
@@ -58,7 +60,7 @@ def test_the_task_loss_is_cross_entropy_and_divergence_from_the_teacher(
     expected = (1 - weight) * nn.functional.cross_entropy(logits, LABELS)
     soft = [Categorical(logits=answer / temperature) for answer in (teacher(pixels), logits)]
     expected = expected + weight * temperature**2 * kl_divergence(*soft).mean()
-    torch.testing.assert_close(objective(pixels, LABELS, logits, {})["loss"], expected)
+    torch.testing.assert_close(objective(pixels, LABELS, logits, {}, 1.0)["loss"], expected)
     assert "_teacher" not in objective.state_dict()
 
 
@@ -95,10 +97,45 @@ def test_rates_are_those_of_the_latest_images(gates: dict[str, Gate]) -> None:
     assert objective.running.window == 1024
     closed = {name: d._replace(scale=torch.zeros(5)) for name, d in decisions().items()}
     shape = (torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3))
-    objective(*shape, closed)
-    value = objective(*shape, decisions())["rate_loss"].item()
+    objective(*shape, closed, 1.0)
+    carried = objective.carried.item()
+    value = objective(*shape, decisions(), 1.0)["rate_loss"].item()
     # Two minibatches of nearly the same weight: half of 0.6.
-    assert value == pytest.approx((0.3 - 0.5) ** 2, abs=1e-3)
+    assert value == pytest.approx((0.3 - 0.5 + carried) ** 2, abs=1e-3)
     again = Objective(config, gates, FLOPS, None, images=10**6)
     again.load_state_dict(objective.state_dict())
-    assert objective(*shape, closed)["rate_loss"] == again(*shape, closed)["rate_loss"]
+    assert (
+        objective(*shape, closed, 1.0)["rate_loss"] == again(*shape, closed, 1.0)["rate_loss"] != 0
+    )
+
+
+@pytest.mark.parametrize("target", ["network", "per-layer"])
+def test_what_rates_missed_is_asked_for_until_they_land(
+    gates: dict[str, Gate], target: Literal["network", "per-layer"]
+) -> None:
+    """A pull of 10 on each rate would leave rates 10 / (2 * 100) too high, but for that."""
+    config = FinetuneConfig(
+        target_rate=0.5, target=target, rate_window=1, information=0, target_ramp=0.1
+    )
+    objective = Objective(config, gates, FLOPS, None, images=10**6)
+    rates = torch.tensor([0.9, 0.7], requires_grad=True)
+    for step in range(300):
+        scale = {name: rate.expand(5) for name, rate in zip(gates, rates, strict=True)}
+        made = {name: Decision(value, torch.zeros(5), "scaled") for name, value in scale.items()}
+        loss = objective(torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3), made, step / 100)
+        (loss["loss"] - 10 * rates.mean()).backward()
+        with torch.no_grad():
+            rates -= 0.004 * rates.grad
+        rates.grad = None
+    assert rates.mean().item() == pytest.approx(0.5, abs=1e-3)
+    assert objective.carried.mean().item() == pytest.approx(0.05, abs=2e-3)
+
+
+@pytest.mark.parametrize(("progress", "target"), [(0.0, 1.0), (0.1, 0.8), (0.2, 0.6), (0.7, 0.6)])
+def test_the_target_falls_to_what_is_asked(
+    gates: dict[str, Gate], progress: float, target: float
+) -> None:
+    config = FinetuneConfig(target_rate=0.6, target_ramp=0.2)
+    objective = Objective(config, gates, FLOPS, None, images=1000)
+    value = objective.rate_loss(torch.tensor([0.5, 0.5]), progress).item()
+    assert value == pytest.approx((0.5 - target) ** 2, abs=1e-6)
