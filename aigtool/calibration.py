@@ -1,10 +1,13 @@
 """Calibration: thresholds of gates at which a network keeps to a budget, without training."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
 import torch
+from torch import nn
 
 from aigtool.budget import Budget, Floats
 from aigtool.conversion import gate_policy, named_gates, recorded_decisions
@@ -143,3 +146,14 @@ def _step(margins: Floats, weights: Floats, mean_rate: float) -> float:
     above = values[kept - 1] if kept > 0 else values[0] + 1
     below = values[kept] if kept < len(values) else values[-1] - 1
     return float(above + below) / 2
+
+
+@contextmanager
+def kept_thresholds(network: nn.Module) -> Iterator[None]:
+    """Put the gates' thresholds back afterwards."""
+    before = [(gate, gate.threshold.clone()) for _, gate in named_gates(network)]
+    try:
+        yield
+    finally:
+        for gate, threshold in before:
+            gate.threshold.copy_(threshold)

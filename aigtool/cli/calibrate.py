@@ -82,6 +82,7 @@ def calibrate(
     targets = [check_output(file, force=force, suffix=".safetensors") for file in files]
     with status("loading the network"):
         from aigtool.calibration import calibrate as calibrate_network
+        from aigtool.calibration import kept_thresholds
         from aigtool.cli.opening import collect, open_for, open_reference, ready
         from aigtool.data.images import DataSource, validation_split
         from aigtool.device import find_device
@@ -100,23 +101,24 @@ def calibrate(
     before = collect(f"evaluating {kind}", other, images, "open", batch_size, workers).summary()
     columns, rows = {kind: before}, []
     for budget, target in zip(budgets, targets, strict=True):
-        with status(f"looking for thresholds, {budget}"):
-            found = calibrate_network(
-                subject.network,
-                images,
-                budget,
-                subject.flops,
-                batch_size=batch_size,
-                workers=workers,
-            )
-        summary = collect(str(budget), subject, images, "argmax", batch_size, workers).summary()
-        columns[str(budget)] = summary
-        step = {
-            f"target_{budget.unit}": budget.share,
-            "data": f"{images.name} {images.split}".strip(),
-            **{name: summary[name] for name in _STORED},
-        }
-        save_model(target, loaded.network, loaded.description.after("calibrate", **step))
+        with kept_thresholds(subject.network):
+            with status(f"looking for thresholds, {budget}"):
+                found = calibrate_network(
+                    subject.network,
+                    images,
+                    budget,
+                    subject.flops,
+                    batch_size=batch_size,
+                    workers=workers,
+                )
+            summary = collect(str(budget), subject, images, "argmax", batch_size, workers).summary()
+            columns[str(budget)] = summary
+            step = {
+                f"target_{budget.unit}": budget.share,
+                "data": f"{images.name} {images.split}".strip(),
+                **{name: summary[name] for name in _STORED},
+            }
+            save_model(target, loaded.network, loaded.description.after("calibrate", **step))
         rows.append({"out": str(target), "shift": found.shift, **step, **summary})
     if json:
         print_json({"model": str(model), "rows": rows, "reference": {"network": kind, **before}})

@@ -174,16 +174,15 @@ def _told_how_to_go_on(folder: Path) -> Iterator[None]:
 
 def _stored(folder: Path, ctx: typer.Context, given: Mapping[str, Any]) -> dict[str, Any]:
     """Read a run's settings, and refuse others that were given beside ``--resume``."""
-    import yaml
-
     from aigtool.errors import UserError
+    from aigtool.training.config import read_settings
 
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(
             f"--resume {folder}: no run there; expected a folder that aigtool finetune wrote"
         )
-    values = yaml.safe_load(path.read_text())
+    values = read_settings(path)
     stored: dict[str, Any] = {name: values.get(name) for name in CONTEXT}
     stored |= {name: value for name, value in values["options"].items() if name != "workers"}
     for name in given:

@@ -206,16 +206,19 @@ def parse_seeds(text: str) -> list[int]:
     """Read seeds such as ``0,1,2``.
 
     Raises:
-        UserError: One is no whole number of at least 0, or comes twice.
+        UserError: One is no whole number from 0 to 2**32 - 1, or comes twice.
 
     Example:
         >>> parse_seeds("0, 1,2")
         [0, 1, 2]
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+    if not all(part.isdecimal() and int(part) < 2**32 for part in parts) or len(
+        {int(part) for part in parts}
+    ) < len(parts):
         raise UserError(
-            f"seeds {text!r}: expected different whole numbers with commas between, such as 0,1,2"
+            f"seeds {text!r}: expected different whole numbers from 0 to 4294967295 with commas "
+            "between, such as 0,1,2"
         )
     return [int(part) for part in parts]
 

@@ -111,6 +111,7 @@ def sweep(
     with status("loading the network"):
         from aigtool.cli.opening import collect, open_for, ready
         from aigtool.cli.preparing import prepare, tell_before
+        from aigtool.flops import count_flops
         from aigtool.models.files import check_comparable, load_model
         from aigtool.training.sweep import Point, point_rows, run_points, target_rows, write_sweep
 
@@ -120,9 +121,10 @@ def sweep(
         for name, path in named(compare or (), taken=(kind, "gated")).items():
             networks[name] = load_model(path)
             check_comparable(prepared.model.description, networks[name].description, path)
-    before = tell_before(prepared, config)
-    for budget in budgets:
-        budget.check(before.flops)
+        flops = count_flops(prepared.model.network, prepared.model.description.input.size)
+        for budget in budgets:
+            budget.check(flops)
+    tell_before(prepared, config)
     images = prepared.images
     judged = images.val if split is None else open_for(prepared.model, prepared.source, split)
     points = [Point(budget, seed) for budget in budgets for seed in numbers]

@@ -117,7 +117,10 @@ class Description:
     @property
     def new_classifier(self) -> bool:
         """Whether the classifier was built anew and has not been trained since."""
-        return bool(self.history) and bool(self.history[-1].get("new_classifier"))
+        for step in reversed(self.history):
+            if step.get("new_classifier") or step.get("step") == "finetune":
+                return "new_classifier" in step
+        return False
 
     def after(self, step: str, **details: Any) -> "Description":
         """Return a copy whose history has one more step.

@@ -3,7 +3,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
 
 from aigtool.budget import Budget
 from aigtool.errors import UserError
@@ -201,6 +204,7 @@ such as 0.6
             "band_high",
         )
         self._check(shares, lambda value: 0 <= value <= 1, "0 to 1")
+        self._check(("seed",), lambda value: 0 <= value < 2**32, "0 to 4294967295")
         self._check(("model_ema_decay",), lambda value: 0 <= value < 1, "0 or more, and under 1")
         ends = self.noise_end, self.band_high
         self._check(("noise_hold",), lambda value: value <= ends[0], "at most the noise's end")
@@ -211,6 +215,21 @@ such as 0.6
             value = getattr(self, name)
             if value is not None and not holds(value):
                 raise UserError(f"{name.replace('_', ' ')} {value:g}: expected {expected}")
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Read the ``config.yaml`` of a run.
+
+    Raises:
+        UserError: It is none.
+    """
+    try:
+        values = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not YAML, as aigtool finetune writes it: {error}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("options"), dict):
+        raise UserError(f"{file} has no options: expected what aigtool finetune wrote")
+    return values
 
 
 def noise_at(progress: float, hold: float, end: float = 1.0) -> float:

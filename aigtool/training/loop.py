@@ -15,7 +15,7 @@ import torch
 from timm.utils import random_seed
 from torch import Tensor, nn
 
-from aigtool.calibration import calibrate
+from aigtool.calibration import calibrate, kept_thresholds
 from aigtool.conversion import (
     gate_policy,
     named_gates,
@@ -147,7 +147,7 @@ def finetune(
         while trainer.epoch <= config.epochs:
             row = trainer.train_epoch(train, on_step, save, interrupted)
             judged = trainer.judged
-            with _kept_thresholds(judged):
+            with kept_thresholds(judged):
                 row |= _validate(judged, val, flops, config)
                 row["best"] = row["val_top1"] >= max((r["val_top1"] for r in metrics), default=0)
                 metrics.append(row)
@@ -266,16 +266,6 @@ def _told(description: Description, row: dict[str, Any], config: FinetuneConfig)
 
 
 @contextmanager
-def _kept_thresholds(network: nn.Module) -> Iterator[None]:
-    before = [(gate, gate.threshold.clone()) for _, gate in named_gates(network)]
-    try:
-        yield
-    finally:
-        for gate, threshold in before:
-            gate.threshold.copy_(threshold)
-
-
-@contextmanager
 def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Let Ctrl-C wait until a step is done; a second one does not wait."""
     pressed = False
@@ -294,6 +284,8 @@ def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
         yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def measure_expected_rates(network: PixelNetwork, batches: Iterable[tuple[Tensor, Tensor]]) -> None:

@@ -20,6 +20,8 @@ from aigtool.training.config import FinetuneConfig
 
 CARRIED = 8
 """Rate windows over which what rates miss their target by is asked for once more."""
+MOST_CARRIED = 0.25
+"""What is carried at most: a gate that cannot move is not pushed ever harder."""
 
 
 class Objective(nn.Module):
@@ -113,9 +115,10 @@ class Objective(nn.Module):
                 ]
             ).mean()
             rates = self.running(rates, len(labels))
-            terms["rate_loss"] = self.rate_loss(rates, progress)
-            self._carry(rates.detach(), progress, len(labels))
-            loss = loss + self.config.rate_weight * terms["rate_loss"]
+            targets = self._targets(progress)
+            terms["rate_loss"] = self.rate_loss(rates, targets).detach()
+            loss = loss + self.config.rate_weight * self.rate_loss(rates, targets - self.carried)
+            self._carry(rates.detach() - targets, len(labels))
             if self.config.band:
                 band = rate_band_loss(rates, self.config.band_low, self.config.band_high)
                 loss = loss + self.config.band * band
@@ -140,9 +143,8 @@ class Objective(nn.Module):
         divergence = F.kl_div(given, wanted, log_target=True, reduction="batchmean")
         return (1 - self.distill) * loss + self.distill * temperature**2 * divergence
 
-    def rate_loss(self, rates: Tensor, progress: float) -> Tensor:
+    def rate_loss(self, rates: Tensor, targets: Tensor) -> Tensor:
         """Return the target-rate loss of each gate's rate, ``(gates,)``."""
-        targets = self._targets(progress) - self.carried
         if self.config.is_per_layer:
             return per_layer_rate_loss(rates, targets)
         return network_rate_loss(rates, targets, self.weights)
@@ -151,7 +153,9 @@ class Objective(nn.Module):
         ramp = self.config.target_ramp
         return 1 - (1 - self.targets) * (min(1.0, progress / ramp) if ramp else 1.0)
 
-    def _carry(self, rates: Tensor, progress: float, images: int) -> None:
-        reached = rates if self.config.is_per_layer else (rates * self.weights).sum()
-        missed = reached - self._targets(progress)
-        self.carried += missed * images / (CARRIED * self.running.window)
+    def _carry(self, missed: Tensor, images: int) -> None:
+        """Add what each gate's rate missed a target by; ``weights`` add up to 1."""
+        if not self.config.is_per_layer:
+            missed = (missed * self.weights).sum()
+        share = min(1.0, images / self.running.window) / CARRIED
+        self.carried.add_(share * missed).clamp_(-MOST_CARRIED, MOST_CARRIED)

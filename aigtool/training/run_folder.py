@@ -16,7 +16,7 @@ from aigtool.analysis.plots import training_figure
 from aigtool.errors import UserError
 from aigtool.models.files import DENSE_FILE
 from aigtool.output import replacing
-from aigtool.training.config import FinetuneConfig
+from aigtool.training.config import FinetuneConfig, read_settings
 from aigtool.version import __version__
 
 
@@ -84,7 +84,7 @@ class RunFolder:
                 f"run folder {self.path} has no run to resume: expected config.yaml and last.ckpt, "
                 "as aigtool finetune writes them"
             )
-        values = yaml.safe_load(self.config.read_text())
+        values = read_settings(self.config)
         before = {**values, **values.pop("options")}
         now = {**_plain(dict(context or {})), **_plain(asdict(config))}
         # However and wherever images are run, they come in the same order with the same transforms.

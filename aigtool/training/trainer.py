@@ -153,11 +153,12 @@ class Trainer:
             if now - saved > SAVE_SECONDS:
                 save()
                 saved = time.monotonic()
-        means = self._means()
+        self._check_finite()
+        means, last = self._means(), self._progress(self.done - 1)
         return {
             "epoch": self.epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "noise": next(iter(self.gates.values())).noise if self.gates else 0.0,
+            "noise": noise_at(last, config.noise_hold, config.noise_end) if self.gates else 0.0,
             "train_loss": means["loss"],
             "train_rate_loss": means["rate_loss"],
             "train_top1": 100 * means["correct"],
@@ -165,6 +166,16 @@ class Trainer:
             "train_argmax_rate": means["argmax_rate"],
             "train_images_per_second": self.seen / self.seconds,
         }
+
+    def _check_finite(self) -> None:
+        if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
+            raise NonFiniteLossError(
+                f"the weights are not finite after epoch {self.epoch}, step {self.done}: try a "
+                "lower --lr or --gate-lr; the files of the epochs before it are kept"
+            )
+
+    def _progress(self, done: int) -> float:
+        return done / max(self.steps * self.config.epochs - 1, 1)
 
     def _set_modes(self) -> None:
         self.trained.train(self.config.train == "all")
@@ -178,8 +189,7 @@ class Trainer:
         """Add a minibatch's gradient."""
         every = self.config.grad_accum_steps
         together = min(every, self.batches - (number - 1) // every * every)
-        progress = self.done / max(self.steps * self.config.epochs - 1, 1)
-        config = self.config
+        config, progress = self.config, self._progress(self.done)
         temperature = temperature_at(
             progress, config.gate_temperature, config.gate_temperature_end, config.noise_end
         )

@@ -150,7 +150,9 @@ def test_a_new_classifier_has_no_teacher(
         "convert", "cifar_resnet20", "--weights", weights, "--num-classes", "3", "--out", out
     )
     assert "the classifier 'linear' is new and untrained" in told.err
-    assert load_model(out).description.new_classifier
+    description = load_model(out).description
+    assert description.new_classifier
+    assert description.after("calibrate").new_classifier
     run_folder = tmp_path / "run"
     finetuned(aigtool, out, image_folder, run_folder)
     assert yaml.safe_load((run_folder / "config.yaml").read_text())["options"]["distill"] == 0
@@ -288,8 +290,9 @@ def test_calibrate_makes_a_model_file_a_budget(
         assert history[-1]["images"] == 12
     shifts = [row["shift"] for row in result["rows"]]
     assert shifts[0] > shifts[1]
-    stored = aigtool("info", tmp_path / "r20-flops0.5.safetensors", "--json")["gates"]
-    assert [gate["threshold"] for gate in stored] == pytest.approx([shifts[0]] * 9, abs=1e-5)
+    for row, shift in zip(result["rows"], shifts, strict=True):
+        stored = aigtool("info", row["out"], "--json")["gates"]
+        assert [gate["threshold"] for gate in stored] == pytest.approx([shift] * 9, abs=1e-5)
 
     out = tmp_path / "one.safetensors"
     shown = aigtool("calibrate", model, *data, "--target-rate", "0.5", "--out", out)
@@ -387,6 +390,16 @@ def test_a_sweep_compares_its_runs_and_goes_on_where_it_stopped(
     arguments = [*command, "--target-flops", "0.6", "--seeds", "0", "--momentum", "0.5"]
     assert run([str(argument) for argument in arguments]) == 2
     assert "was started with momentum 0.9, not 0.5" in capsys.readouterr().err
+
+
+def test_a_sweep_compares_with_a_dense_network_of_its_own(
+    aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    aigtool("convert", model, "--strip", "--out", tmp_path / "dense.safetensors")
+    options = ["--epochs", "1", "--batch-size", "8", "--workers", "0", "--seeds", "0"]
+    command = ["sweep", model, "--data", image_folder, *options, "--target-rate", "0.6"]
+    result = aigtool(*command, "--out", tmp_path / "sweep", "--json")
+    assert [row["network"] for row in result["runs"]] == ["dense", "gated"]
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,8 @@ CASES = {
     "sweep no number": ([*SWEEP, "--target-flops", "0.5,x"], "budget '0.5,x'"),
     "sweep out of reach": ([*SWEEP, "--target-flops", "0.5,0.01"], "lowest that can be reached"),
     "seed twice": ([*SWEEP, "--target-flops", "0.5", "--seeds", "1,1"], "seeds '1,1'"),
+    "seed out of range": ([*SWEEP, "--target-flops", "0.5", "--seeds", "4294967296"], "seeds"),
+    "negative seed": ([*FINETUNE, "--seed", "-1"], "seed -1"),
     "seed no number": ([*SWEEP, "--target-flops", "0.5", "--seeds", "a"], "seeds 'a'"),
     "sweep into another folder": (
         [*SWEEP, "--target-flops", "0.5", "--out", "images"],

@@ -18,7 +18,7 @@ from aigtool.flops import count_flops
 from aigtool.models.description import Description, InputSpec, PixelNetwork
 from aigtool.models.files import Model, load_model
 from aigtool.trace import ExecutionTrace, collect_trace
-from aigtool.training.config import FinetuneConfig
+from aigtool.training.config import FinetuneConfig, read_settings
 from aigtool.training.loop import FinetuneResult, finetune, measure_expected_rates
 from aigtool.training.trainer import StepReport, batch_norms
 
@@ -441,6 +441,23 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_is_good(
     with pytest.raises(NonFiniteLossError, match="epoch 1, step 1"):
         finetune(model, train, val, FAST, out=tmp_path / "run")
     assert (tmp_path / "run" / "dense.safetensors").is_file()
+
+
+def test_weights_that_are_not_finite_after_the_last_step_are_no_result(
+    model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    config = FinetuneConfig(epochs=1, batch_size=len(train), lr=1e36)
+    with pytest.raises(NonFiniteLossError, match="epoch 1, step 1"):
+        finetune(model, train, val, config, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
+@pytest.mark.parametrize("text", ["", "a: 1", "options: 1", "{", "options: [", b"\xff\xfe\x00"])
+def test_a_config_that_is_not_of_a_run_is_told(tmp_path: Path, text: str | bytes) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match="aigtool finetune"):
+        read_settings(file)
 
 
 @pytest.mark.parametrize("options", [{"opt": "no_such"}, {"sched": "no_such"}])
