@@ -72,6 +72,8 @@ def add_scaled(x: Tensor, added: Tensor, scale: Tensor) -> Tensor:
         >>> joined.tolist(), scale.grad
         ([[1.0, 1.0, 1.0], [9.0, 11.0, 13.0]], tensor([ 6., 15.]))
     """
+    if torch.compiler.is_compiling():
+        return torch.addcmul(x, _of_images(scale, x), added)
     dtype = torch.result_type(x, added)
     joined: Tensor = _AddScaled.apply(x.to(dtype), added.to(dtype), scale.to(dtype))
     return joined
