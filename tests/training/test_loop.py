@@ -446,7 +446,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_is_good(
 def test_weights_that_are_not_finite_after_the_last_step_are_no_result(
     model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
 ) -> None:
-    config = FinetuneConfig(epochs=1, batch_size=len(train), lr=3e38)
+    config = FinetuneConfig(epochs=1, batch_size=len(train), lr=3e38, gate_lr=0.1)
     with pytest.raises(NonFiniteLossError, match="epoch 1, step 1"):
         finetune(model, train, val, config, out=tmp_path / "run")
     assert not (tmp_path / "run" / "best.safetensors").exists()
