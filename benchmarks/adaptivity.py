@@ -25,7 +25,7 @@ from runs import (
     answered,
     counted,
     finetuned,
-    open_run,
+    open_runs,
     open_split,
     print_rows,
     traced,
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--split", default="val")
     parser.add_argument("--static", type=Path, metavar="FOLDER", help="where its runs go")
     options = parser.parse_args()
-    runs = [open_run(folder) for folder in options.runs]
+    runs = open_runs(options.runs)
     images = open_split(runs[0], options.split)
     rows: dict[str, list[Answers]] = {"gated": [], "permuted": []}
     for run in runs:

@@ -26,7 +26,7 @@ from runs import (
     answered,
     counted,
     finetuned,
-    open_run,
+    open_runs,
     open_split,
     print_rows,
     traced,
@@ -126,7 +126,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--norm-statistics", choices=get_args(NormStatistics), default="kept")
     options = parser.parse_args()
-    runs = [open_run(folder) for folder in options.runs]
+    runs = open_runs(options.runs)
+    if rates := [run.name for run in runs if run.config.budget.unit != "flops"]:
+        raise SystemExit(f"runs {', '.join(rates)}: expected runs with --target-flops")
     images = open_split(runs[0], options.split)
     print(f"{len(images)} images of {options.split}")
     rows = {

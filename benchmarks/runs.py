@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from aigtool.data.augmentation import Augmentation
 from aigtool.data.images import DataSource, ImageSet, open_images
@@ -18,7 +17,7 @@ from aigtool.flops import NetworkFlops, count_flops
 from aigtool.models.description import PixelNetwork
 from aigtool.models.files import Model, load_model
 from aigtool.trace import ExecutionTrace, collect_trace
-from aigtool.training.config import FinetuneConfig
+from aigtool.training.config import FinetuneConfig, read_settings
 from aigtool.training.loop import finetune
 
 Floats = npt.NDArray[np.float64]
@@ -54,25 +53,37 @@ class Run:
         return FinetuneConfig(**self.settings["options"])
 
     @property
+    def source(self) -> DataSource:
+        """Where its images come from."""
+        named = ("data", "data_dir", "download", "class_map")
+        return DataSource(*(self.settings[name] for name in named))
+
+    @property
     def images(self) -> TrainingImages:
         """What it was trained and validated on."""
         augmentation = Augmentation(
             **{name: self.settings[name] for name in vars(Augmentation()) if name in self.settings}
         )
-        return open_training_images(
+        images = open_training_images(
             self.dense.description,
-            DataSource(self.settings["data"]),
+            self.source,
             val_fraction=self.settings["val_fraction"],
-            seed=self.config.seed,
             augmentation=augmentation,
         )
+        return replace(images, train=images.train.limited(self.settings["limit"]))
 
 
-def open_run(folder: Path) -> Run:
-    """Open a run folder."""
-    settings = yaml.safe_load((folder / "config.yaml").read_text())
+def open_runs(folders: Sequence[Path]) -> list[Run]:
+    """Open run folders of different names."""
+    names = [folder.resolve().name for folder in folders]
+    if len({*names}) < len(names):
+        raise SystemExit(f"runs {', '.join(names)}: expected folders of different names")
+    return [_open_run(folder) for folder in folders]
+
+
+def _open_run(folder: Path) -> Run:
     models = [load_model(folder / f"{name}.safetensors") for name in ("best", "dense")]
-    return Run(folder.name, settings, *models)
+    return Run(folder.resolve().name, read_settings(folder / "config.yaml"), *models)
 
 
 def counted(model: Model) -> tuple[PixelNetwork, NetworkFlops]:
@@ -91,7 +102,7 @@ def open_split(run: Run, split: str) -> ImageSet:
     """Open the images to judge by."""
     description = run.dense.description
     transform = eval_transform(description.input)
-    return open_images(run.settings["data"], split, transform, description.class_names)
+    return open_images(run.source, split, transform, description.class_names)
 
 
 def answered(name: str, trace: ExecutionTrace) -> Answers:

@@ -1,8 +1,11 @@
 """A training step of the gated network over one of the dense network, side by side.
 
 Both networks train in one process, step by step in turn, without distillation; a row gives medians.
+Batch norms of both go by the statistics they came with, as fine-tuning keeps them, or by those of
+minibatches.
 
-python benchmarks/training_step.py [--device cuda] [--dtype bfloat16] [--compile]
+python benchmarks/training_step.py [--norm-statistics batch] [--device cuda] [--dtype bfloat16]
+    [--compile]
 """
 
 import argparse
@@ -11,12 +14,15 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import aigtool
+from aigtool.training.config import NormStatistics
+from aigtool.training.trainer import batch_norms
 
 CASES = (("resnet50", (3, 224, 224), 16), ("cifar_resnet56", (3, 32, 32), 128))
 REPEATS = 9
@@ -31,7 +37,6 @@ def stepper(
 ) -> Callable[[], None]:
     """Return a function that takes one training step; the network writes to ``decisions``."""
     images, labels = batch
-    network = network.to(images.device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
     gates = dict(aigtool.named_gates(network))
     running = aigtool.RunningRates(len(gates)).to(images.device)
@@ -61,6 +66,7 @@ def stepper(
 def main() -> None:
     """Print a row a network."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--norm-statistics", choices=get_args(NormStatistics), default="kept")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["bfloat16", "float16"])
     parser.add_argument("--compile", action="store_true")
@@ -69,13 +75,18 @@ def main() -> None:
     where = torch.cuda.get_device_name() if options.device != "cpu" else "CPU"
     print(
         f"{where}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch "
-        f"{torch.__version__}, {options.dtype or 'float32'}{', compiled' * options.compile}"
+        f"{torch.__version__}, {options.dtype or 'float32'}{', compiled' * options.compile}, norm "
+        f"statistics {options.norm_statistics}"
     )
     print(f"{'network':16}  {'batch':>5}  {'dense s':>8}  {'gated s':>8}  {'ratio':>6}")
     for name, size, batch in CASES:
         torch.manual_seed(0)
         dense = aigtool.create_network(name)
         gated = aigtool.convert(copy.deepcopy(dense))
+        for network in (dense, gated):
+            network.to(options.device, memory_format=torch.channels_last).train()
+            for norm in batch_norms(network) if options.norm_statistics == "kept" else ():
+                norm.eval()
         images = torch.randn(batch, *size, device=options.device)
         images = images.contiguous(memory_format=torch.channels_last)
         labels = torch.randint(10, (batch,), device=options.device)

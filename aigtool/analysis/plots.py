@@ -163,7 +163,7 @@ def sweep_figure(points: pd.DataFrame, targets: pd.DataFrame, about: str = "") -
         about: Which data, said under the title.
     """
     figure, (axes,) = new_figure(6.4, 4.2, title="Accuracy over compute", about=about)
-    others = points[points["network"] != "gated"].sort_values("gflops_executed")
+    others = points[points["target"].isna()].sort_values("gflops_executed")
     axes.errorbar(
         others["gflops_executed"],
         others["top1"],
@@ -186,14 +186,21 @@ def sweep_figure(points: pd.DataFrame, targets: pd.DataFrame, about: str = "") -
             fontsize=8,
             color=GREY,
         )
-    runs = points[points["network"] == "gated"]
-    axes.plot(
-        runs["gflops_executed"], runs["top1"], ".", color=BLUE, alpha=0.4, ms=6, label="gated, runs"
-    )
-    means = targets.sort_values("gflops_executed")
-    axes.plot(
-        means["gflops_executed"], means["top1"], "o-", color=BLUE, ms=5, label="gated, mean of runs"
-    )
+    runs, means = points[points["target"].notna()], targets.sort_values("gflops_executed")
+    kind = runs["network"].iloc[0]
+    for table, style, alpha, size, label in (
+        (runs, ".", 0.4, 6, f"{kind}, runs"),
+        (means, "o-", 1, 5, f"{kind}, mean of runs"),
+    ):
+        axes.plot(
+            table["gflops_executed"],
+            table["top1"],
+            style,
+            color=BLUE,
+            alpha=alpha,
+            ms=size,
+            label=label,
+        )
     for _, row in means.iterrows():
         axes.annotate(
             f"{row['target']:g}",

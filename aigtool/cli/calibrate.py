@@ -20,7 +20,6 @@ from aigtool.cli.options import (
     Limit,
     ModelFile,
     Quiet,
-    Split,
     Workers,
     parse_budgets,
 )
@@ -57,7 +56,15 @@ def calibrate(
         ),
     ] = None,
     dense: Dense = None,
-    split: Split = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split",
+            help="Which part of the data to choose by: val/ by default, or the folder itself "
+            "where it has no parts.",
+            rich_help_panel="Data",
+        ),
+    ] = None,
     limit: Limit = None,
     data_dir: DataDir = None,
     download: Download = False,

@@ -52,7 +52,7 @@ def run_demo(
     torch.manual_seed(seed)
     network = create_network(NETWORK)
     model = Model(network, Description(NETWORK, 10, input=InputSpec.of(network)))
-    images = open_training_images(model.description, DataSource(DIGITS), seed=seed)
+    images = open_training_images(model.description, DataSource(DIGITS))
 
     note(f"1. train {NETWORK} on {len(images.train)} digits, as any network is trained")
     plain = replace(_RECIPE, epochs=8, lr=3e-3, warmup_epochs=1, distill=0.0, seed=seed)

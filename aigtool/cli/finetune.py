@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,14 +18,18 @@ from aigtool.cli.options import (
     Download,
     Force,
     Json,
-    Limit,
     Quiet,
     Seed,
+    TrainLimit,
     ValFraction,
     Workers,
 )
 from aigtool.cli.recipe import CONTEXT, Recipe, as_kept, read_recipe, takes_recipe
 from aigtool.cli.reporting import training_progress
+
+if TYPE_CHECKING:
+    from aigtool.budget import Budget
+    from aigtool.training.config import FinetuneConfig
 
 
 @takes_recipe
@@ -79,7 +83,7 @@ def finetune(
     ] = None,
     dense: Dense = None,
     val_fraction: ValFraction = 0.1,
-    limit: Limit = None,
+    limit: TrainLimit = None,
     data_dir: DataDir = None,
     download: Download = False,
     class_map: ClassMap = None,
@@ -110,12 +114,14 @@ def finetune(
     config, augmentation = read_recipe(settings)
     model, data = Path(settings["model"]), str(settings["data"])
     folder = resume or check_output(out or Path("runs") / model.stem, force=force, folder=True)
+    if resume is None:
+        _check_apart(folder, model, dense)
     with status("loading the network"):
         from aigtool.cli.preparing import prepare, tell_before
         from aigtool.training.loop import finetune as finetune_network
         from aigtool.training.run_folder import RunFolder
 
-        prepared = prepare(settings, config, augmentation)
+        prepared = prepare(settings, augmentation)
     tell_before(prepared, config)
     images = prepared.images
     with (
@@ -144,7 +150,7 @@ def finetune(
             f"Best epoch: {result.epoch} of {config.epochs}, on {best['val_images']} validation "
             "images",
             [
-                ("asked", str(config.budget)),
+                ("asked", _asked(result.budget, config)),
                 ("top-1", percent(best["val_top1"], best["val_top1_stderr"])),
                 ("execution rate", share(best["val_execution_rate"])),
                 ("GFLOPs of dense", share(best["val_flops_fraction"])),
@@ -163,6 +169,12 @@ def finetune(
     )
 
 
+def _asked(budget: "Budget | None", config: "FinetuneConfig") -> str:
+    if budget is None:
+        return "every block"
+    return f"{budget}{' on average, each gate its own' * config.is_per_layer}"
+
+
 @contextmanager
 def _told_how_to_go_on(folder: Path) -> Iterator[None]:
     try:
@@ -170,6 +182,18 @@ def _told_how_to_go_on(folder: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         note(f"stopped; go on with: aigtool finetune --resume {folder}")
         raise
+
+
+def _check_apart(folder: Path, *files: Path | None) -> None:
+    """Refuse to replace the run folder that a network comes from."""
+    from aigtool.errors import UserError
+
+    for file in files:
+        if file is not None and file.resolve().parent == folder.resolve():
+            raise UserError(
+                f"output {folder} holds {file}, which the run starts from and would replace: "
+                "expected another folder"
+            )
 
 
 def _stored(folder: Path, ctx: typer.Context, given: Mapping[str, Any]) -> dict[str, Any]:

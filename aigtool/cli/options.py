@@ -81,6 +81,16 @@ Limit = Annotated[
         rich_help_panel="Data",
     ),
 ]
+TrainLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit",
+        metavar="N",
+        min=1,
+        help="Train on N images, spread evenly over the data; all validate.",
+        rich_help_panel="Data",
+    ),
+]
 ValFraction = Annotated[
     float,
     typer.Option(

@@ -55,9 +55,7 @@ class Prepared:
         return {**kept, "model_sha256": self.sha256, "device": str(self.device)}
 
 
-def prepare(
-    settings: Mapping[str, Any], config: FinetuneConfig, augmentation: Augmentation
-) -> Prepared:
+def prepare(settings: Mapping[str, Any], augmentation: Augmentation) -> Prepared:
     """Open the network and the images that a training command's options name."""
     path, data = Path(settings["model"]), str(settings["data"])
     device = find_device(settings["device"])
@@ -69,7 +67,6 @@ def prepare(
         model.description,
         source,
         val_fraction=settings["val_fraction"],
-        seed=config.seed,
         augmentation=augmentation,
     )
     images = replace(images, train=images.train.limited(settings["limit"]))

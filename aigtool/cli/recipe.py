@@ -122,5 +122,5 @@ def attribute_docs(kind: type) -> dict[str, str]:
 
 def as_kept(value: Any) -> Any:
     """Return what YAML keeps; a file or folder is found again from another folder."""
-    is_folder = isinstance(value, str) and value != "digits" and Path(value).is_dir()
-    return str(Path(value).resolve()) if is_folder or isinstance(value, Path) else value
+    is_path = isinstance(value, str) and value not in ("", "digits") and Path(value).exists()
+    return str(Path(value).resolve()) if is_path or isinstance(value, Path) else value

@@ -17,9 +17,9 @@ from aigtool.cli.options import (
     Device,
     Download,
     Json,
-    Limit,
     ModelFile,
     Quiet,
+    TrainLimit,
     ValFraction,
     Workers,
     parse_budgets,
@@ -27,6 +27,7 @@ from aigtool.cli.options import (
 )
 from aigtool.cli.recipe import Recipe, read_recipe, takes_recipe
 from aigtool.cli.reporting import paired, training_progress
+from aigtool.errors import UserError
 from aigtool.output import check_output, records
 
 
@@ -82,7 +83,7 @@ def sweep(
     ] = None,
     dense: Dense = None,
     val_fraction: ValFraction = 0.1,
-    limit: Limit = None,
+    limit: TrainLimit = None,
     data_dir: DataDir = None,
     download: Download = False,
     class_map: ClassMap = None,
@@ -106,19 +107,31 @@ def sweep(
         settings | {"target_rate": None, "target_flops": None, "seed": numbers[0]}
     )
     folder = out or Path("sweeps") / model.stem
-    begun = any(folder.glob("*/config.yaml"))
-    check_output(folder, force=begun, folder=True)
+    if folder.is_dir() and any(folder.iterdir()) and not any(folder.glob("*/config.yaml")):
+        raise UserError(
+            f"output {folder} holds other things than runs: expected a new or empty folder, or "
+            "that of a sweep to go on with"
+        )
+    check_output(folder, force=True, folder=True)
     with status("loading the network"):
         from aigtool.cli.opening import collect, open_for, ready
         from aigtool.cli.preparing import prepare, tell_before
         from aigtool.flops import count_flops
         from aigtool.models.files import check_comparable, load_model
-        from aigtool.training.sweep import Point, point_rows, run_points, target_rows, write_sweep
+        from aigtool.training.sweep import (
+            GATED,
+            Point,
+            point_rows,
+            run_points,
+            target_rows,
+            write_sweep,
+        )
 
-        prepared = prepare(settings, config, augmentation)
+        prepared = prepare(settings, augmentation)
         kind, reference = prepared.reference
+        trained = GATED if config.baseline == "none" else config.baseline
         networks = {kind: reference}
-        for name, path in named(compare or (), taken=(kind, "gated")).items():
+        for name, path in named(compare or (), taken=(kind, trained)).items():
             networks[name] = load_model(path)
             check_comparable(prepared.model.description, networks[name].description, path)
         flops = count_flops(prepared.model.network, prepared.model.description.input.size)
@@ -155,13 +168,14 @@ def sweep(
         )
         for name, network in networks.items()
     }
-    runs, targets = point_rows(traces, others, kind), target_rows(traces, others[kind])
+    runs = point_rows(traces, others, kind, trained)
+    targets = target_rows(traces, others[kind])
     about = f"{judged.name} {judged.split}".strip() + f", {len(judged)} images"
     paths = write_sweep(runs, targets, folder, about)
     if json:
         print_json({"data": about, "runs": records(runs), "targets": records(targets)})
     else:
-        _show(records(runs), records(targets), about)
+        _show(records(runs), records(targets), kind, about)
     wrote(paths, f"aigtool evaluate {folder / points[0].name / 'best.safetensors'} --data {data}")
 
 
@@ -172,7 +186,7 @@ def named(paths: Sequence[Path], taken: Container[str]) -> dict[str, Path]:
     return {stem if is_clear else str(path): path for stem, path in zip(stems, paths, strict=True)}
 
 
-def _show(runs: list[dict[str, Any]], targets: list[dict[str, Any]], about: str) -> None:
+def _show(runs: list[dict[str, Any]], targets: list[dict[str, Any]], kind: str, about: str) -> None:
     rows = [
         [
             str(row["network"]),
@@ -184,7 +198,7 @@ def _show(runs: list[dict[str, Any]], targets: list[dict[str, Any]], about: str)
             "-",
         ]
         for row in runs
-        if row["network"] != "gated"
+        if row["target"] is None
     ]
     rows += [
         [
@@ -201,7 +215,7 @@ def _show(runs: list[dict[str, Any]], targets: list[dict[str, Any]], about: str)
     print_table(
         f"{about}; of several seeds the mean",
         [
-            *("", "runs", "right", "top-1\n± seeds", "paired with dense\n± images"),
+            *("", "runs", "right", "top-1\n± seeds", f"paired with {kind}\n± images"),
             *("GFLOPs\nof dense", "gates\nadaptive"),
         ],
         rows,

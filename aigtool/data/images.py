@@ -195,14 +195,15 @@ def validation_split(source: DataSource) -> str:
     """Return the split to choose by when none is named: val, or the folder where it has no splits.
 
     Raises:
-        UserError: The data has other splits only.
+        UserError: The data has other splits only, or is a named data set, in many of which what is
+            called validation are the test images.
 
     Example:
         >>> validation_split(DataSource("digits"))
         'val'
     """
-    if default_split(source) in ("validation", ""):
-        return default_split(source)
+    if default_split(source) == "":
+        return ""
     if not has_split(source, "val"):
         raise UserError(
             f"data {source.name} has no val/: name with --split what to choose by, which is "

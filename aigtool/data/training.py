@@ -31,18 +31,17 @@ def open_training_images(
     source: DataSource,
     *,
     val_fraction: float = 0.1,
-    seed: int = 0,
     augmentation: Augmentation = DEFAULT,
 ) -> TrainingImages:
     """Open ``train/`` and ``val/``; where there is no ``val/``, take a part out of ``train/``.
 
-    A folder that has class folders and no splits is all for training.
+    A folder that has class folders and no splits is all for training. The part taken out is the
+    same in every run, so that runs with several seeds are judged by the same images.
 
     Args:
         description: Of the network to train.
         source: Where the images are.
         val_fraction: The share to take out, each class in proportion.
-        seed: Which share.
         augmentation: What is done at random to training images.
 
     Raises:
@@ -74,7 +73,7 @@ def open_training_images(
             f"data set {source.name!r} does not list its labels, so no validation part can be "
             "taken out of it: unpack it into a folder a class, with train/ and val/"
         )
-    kept, out = held_out([train.labels[i] for i in train.indices], val_fraction, seed)
+    kept, out = held_out([train.labels[i] for i in train.indices], val_fraction, seed=0)
     return TrainingImages(train.take(kept), train.take(out, plain), held_out=True)
 
 

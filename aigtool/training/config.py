@@ -29,6 +29,8 @@ TARGET_RATE = 0.6
 """What is asked for where no target is."""
 LR, LR_IMAGES, GATE_LR = 0.004, 128, 25.0
 """Where none is given: the learning rate, the images a step it is for, what gates have of it."""
+_LR_OF = {"adam": 0.1, "sgd": 1.0, "momentum": 1.0, "nesterov": 1.0}
+"""Of that learning rate, what optimisers with this in their names take; others must be told."""
 DISTILL = 0.9
 """The weight of distillation where none is given."""
 
@@ -65,11 +67,13 @@ class FinetuneConfig:
             classifier is new and there is nothing to learn.
         distill_temperature: Of both networks' softmax in that loss.
         opt: timm's name of the optimiser.
-        lr: Learning rate of the network; 0.004 for 128 images a step, in proportion for others.
+        lr: Learning rate of the network; 0.004 for 128 images a step, in proportion for others, a
+            tenth of that for Adam and its kin; others than these and SGD must be given theirs.
         gate_lr: Learning rate of the gates; 25 times that of the network.
         momentum: Of the optimiser.
         weight_decay: Of the network's weights; gates, norms and biases have none.
-        sched: timm's name of the learning-rate schedule.
+        sched: timm's name of the learning-rate schedule; step falls to a tenth after each third of
+            the run, multistep after a half and three quarters.
         warmup_epochs: Epochs over which the learning rates rise from zero.
         grad_accum_steps: Minibatches a step.
         clip_grad: The norm that gradients are clipped to; 0 leaves them as they are.
@@ -166,10 +170,14 @@ such as 0.6
             (0.001, 0.025, 0.9, 'kept')
         """
         images = self.batch_size * self.grad_accum_steps
-        lr = LR * images / LR_IMAGES if self.lr is None else self.lr
-        gate_lr = GATE_LR * lr if self.gate_lr is None else self.gate_lr
+        lr, gate_lr = self.lr, self.gate_lr
+        if lr is None and (kind := next((k for k in _LR_OF if k in self.opt.lower()), None)):
+            lr = LR * _LR_OF[kind] * images / LR_IMAGES
+        if gate_lr is None and lr is not None:
+            gate_lr = GATE_LR * lr
         distill = DISTILL * can_distill if self.distill is None else self.distill
-        norms = self.norm_statistics or ("kept" if is_trained else "batch")
+        keeps = is_trained or self.train == "gates"
+        norms = self.norm_statistics or ("kept" if keeps else "batch")
         return replace(self, lr=lr, gate_lr=gate_lr, distill=distill, norm_statistics=norms)
 
     def __post_init__(self) -> None:
@@ -185,8 +193,28 @@ such as 0.6
                 "a target per layer with a target in FLOPs: layers are held to rates; give a "
                 "target rate, or hold the network to its FLOPs"
             )
+        if self.targets is not None and self.target_rate is not None:
+            raise UserError(
+                f"a target rate and targets were given: expected one of them; the mean of "
+                f"{self.targets} is what the network will spend"
+            )
         if self.baseline != "none" and self.train == "gates":
             raise UserError(f"baseline {self.baseline} has no gates: expected train all")
+        if self.baseline != "none" and self.is_per_layer:
+            raise UserError(
+                f"baseline {self.baseline} with targets per layer: all its blocks run at one rate; "
+                "give a target rate, or a target in FLOPs"
+            )
+        if self.train == "gates" and self.norm_statistics == "batch":
+            raise UserError(
+                "norm statistics of minibatches with train gates: a network that is not trained "
+                "keeps its own; leave them out, or train all"
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise UserError(
+                f"warmup epochs {self.warmup_epochs}: expected fewer than the {self.epochs} epochs "
+                "of the run"
+            )
         counts = ("epochs", "batch_size", "grad_accum_steps")
         self._check(counts, lambda value: value >= 1, "a whole number of at least 1")
         temperatures = ("distill_temperature", "gate_temperature", "gate_temperature_end")

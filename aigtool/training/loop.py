@@ -15,6 +15,7 @@ import torch
 from timm.utils import random_seed
 from torch import Tensor, nn
 
+from aigtool.budget import Budget
 from aigtool.calibration import calibrate, kept_thresholds
 from aigtool.conversion import (
     gate_policy,
@@ -51,11 +52,13 @@ class FinetuneResult:
         model: The network of the best epoch, and its description.
         epoch: The best epoch, counted from 1.
         metrics: A row an epoch, as in ``metrics.csv``.
+        budget: What it was to spend; None where its layers' targets leave it all.
     """
 
     model: Model
     epoch: int
     metrics: list[dict[str, Any]]
+    budget: Budget | None
 
 
 def complete(config: FinetuneConfig, model: Model, teacher: nn.Module | None) -> FinetuneConfig:
@@ -113,24 +116,28 @@ def finetune(
     random_seed(config.seed)
     folder = RunFolder(out)
     config = complete(config, model, teacher)
-    names = model.description.class_names or train.classes
-    description = replace(model.description, class_names=names, policy="argmax")
-    size = description.input.size
-    flops = count_flops(model.network.to(device), size)
-    if is_gated := bool(flops.gated_blocks):
-        config.budget.check(flops)
-        _set_targets(model.network, config)
-    networks = _networks(model, teacher, config, flops)
+    description = replace(
+        model.description,
+        class_names=model.description.class_names or train.classes,
+        policy="argmax",
+    )
+    is_gated = any(named_gates(model.network))
+    model.network.to(device)
+    networks, flops = _networks(model, teacher, config)
     network = networks.kept
-    if config.baseline != "none":
-        flops = count_flops(network.network, size)
-    guide = networks.teacher if config.distill else None
-    gates = dict(named_gates(network))
-    objective = Objective(config, gates, flops, guide, config.epochs * len(train)).to(device)
+    gates, seen = dict(named_gates(network)), config.epochs * len(train)
+    objective = Objective(config, gates, flops, networks.teacher, seen).to(device)
+    budget = objective.budget
     trainer = Trainer(networks, objective, config, len(train))
+    counts = {"train": len(train), "val": len(val)}
     metrics: list[dict[str, Any]] = []
     if resume:
         state = folder.read_state(config, context)
+        if state["images"] != counts:
+            raise UserError(
+                f"run folder {out} was started with {_images(state['images'])}, not with "
+                f"{_images(counts)}: resume it with the same, or start a new run"
+            )
         trainer.load_state(state)
         metrics = state["metrics"]
     else:
@@ -140,7 +147,8 @@ def finetune(
             save_model(folder.dense, networks.teacher.network, description)
 
     def save(*, finished: bool = False) -> None:
-        folder.write_state(trainer.state() | {"metrics": metrics, "finished": finished})
+        about = {"images": counts, "metrics": metrics, "finished": finished}
+        folder.write_state(trainer.state() | about)
 
     save()
     with _deferred_interrupt() as interrupted, trainer.recording():
@@ -148,32 +156,32 @@ def finetune(
             row = trainer.train_epoch(train, on_step, save, interrupted)
             judged = trainer.judged
             with kept_thresholds(judged):
-                row |= _validate(judged, val, flops, config)
+                row |= _validate(judged, val, flops, budget, config)
                 row["best"] = row["val_top1"] >= max((r["val_top1"] for r in metrics), default=0)
                 metrics.append(row)
                 if row["best"]:
-                    save_model(folder.best, judged.network, _told(description, row, config))
+                    save_model(folder.best, judged.network, _told(description, row, config, budget))
             folder.write_metrics(metrics)
             trainer.start_epoch(trainer.epoch + 1)
             save()
             on_epoch(row)
 
-    result = _finished(network, train, description, folder, config=config, metrics=metrics)
+    epoch = _finished(network, train, folder, config, metrics)
+    done = Model(network.network.eval(), _told(description, metrics[epoch - 1], config, budget))
+    save_model(folder.best, done.network, done.description)
     save(finished=True)
-    return result
+    return FinetuneResult(done, epoch, metrics, budget)
 
 
 def _finished(
     network: PixelNetwork,
     train: ImageSet,
-    description: Description,
     folder: RunFolder,
-    *,
     config: FinetuneConfig,
     metrics: list[dict[str, Any]],
-) -> FinetuneResult:
-    """Take up the best epoch again, and give its gates their mean execution rates."""
-    best = [row for row in metrics if row["best"]][-1]
+) -> int:
+    """Take up the best epoch again, give its gates their mean execution rates, and return it."""
+    best: int = [row["epoch"] for row in metrics if row["best"]][-1]
     network.network.load_state_dict(safetensors.torch.load_file(folder.best))
     batches = load_batches(
         train, batch_size=config.batch_size, workers=config.workers, shuffle_seed=config.seed
@@ -181,30 +189,34 @@ def _finished(
     with seeded(config.seed, "expected rates"):
         measure_expected_rates(network, batches)
     set_policy(network, "argmax")
-    done = Model(network.network.eval(), _told(description, best, config))
-    save_model(folder.best, done.network, done.description)
-    return FinetuneResult(done, best["epoch"], metrics)
+    return best
 
 
 def _networks(
-    model: Model, teacher: nn.Module | None, config: FinetuneConfig, flops: NetworkFlops
-) -> Networks:
-    """Make what is trained, what is kept and what is learnt from of a model."""
+    model: Model, teacher: nn.Module | None, config: FinetuneConfig
+) -> tuple[Networks, NetworkFlops]:
+    """Make what is trained, what is kept and what is learnt from of a model; count what is kept."""
     description = model.description
     dense = strip(copy.deepcopy(model.network)) if teacher is None else teacher
     trained = model.network
+    flops = count_flops(trained, description.input.size)
+    if flops.gated_blocks:
+        config.budget.check(flops)
+        _set_targets(trained, config)
+        set_policy(trained, "argmax")
     if config.baseline == "stochastic-depth":
         if not flops.gated_blocks:
             raise UserError("baseline stochastic-depth: expected a network with gates")
         trained = dropping_blocks(model.network, config.budget.mean_rate(flops))
         model = model.stripped()
+        flops = count_flops(model.network, description.input.size)
     device = next(trained.parameters()).device
     trained, kept, dense = (
         PixelNetwork(network, description.input).to(device)
         for network in (trained, model.network, dense)
     )
     frozen = dense.eval().requires_grad_(False)
-    return Networks(trained, kept, frozen, description.num_classes)
+    return Networks(trained, kept, frozen, description.num_classes), flops
 
 
 def _set_targets(network: nn.Module, config: FinetuneConfig) -> None:
@@ -221,15 +233,23 @@ def _set_targets(network: nn.Module, config: FinetuneConfig) -> None:
         gate.target = target
 
 
+def _images(counts: dict[str, int]) -> str:
+    return f"{counts['train']} images to train on and {counts['val']} to validate on"
+
+
 def _validate(
-    network: PixelNetwork, val: ImageSet, flops: NetworkFlops, config: FinetuneConfig
+    network: PixelNetwork,
+    val: ImageSet,
+    flops: NetworkFlops,
+    budget: Budget | None,
+    config: FinetuneConfig,
 ) -> dict[str, Any]:
     """Set the thresholds to the budget and measure with them; also say what it was without."""
     row: dict[str, Any] = {}
     size, workers = config.batch_size, config.workers
-    if flops.gated_blocks:
+    if flops.gated_blocks and budget is not None:
         chosen = val.limited(CALIBRATION_IMAGES)
-        found = calibrate(network, chosen, config.budget, flops, batch_size=size, workers=workers)
+        found = calibrate(network, chosen, budget, flops, batch_size=size, workers=workers)
         row |= {"threshold_shift": found.shift, "val_uncalibrated": found.before}
     trace = collect_trace(network, val, flops=flops, batch_size=size, workers=workers)
     summary = trace.summary()
@@ -252,15 +272,16 @@ _MEASURED = (
 )
 
 
-def _told(description: Description, row: dict[str, Any], config: FinetuneConfig) -> Description:
+def _told(
+    description: Description, row: dict[str, Any], config: FinetuneConfig, budget: Budget | None
+) -> Description:
     """Return the description of an epoch's network."""
-    budget = config.budget
     names = ("val_correct", "val_images", "val_execution_rate", "val_flops_fraction")
     return description.after(
         "finetune",
         epoch=row["epoch"],
-        target=config.target,
-        **{f"target_{budget.unit}": budget.share},
+        target="per-layer" if config.is_per_layer else config.target,
+        **({"target_rate": 1.0} if budget is None else {f"target_{budget.unit}": budget.share}),
         **{name: row[name] for name in names},
     )
 

@@ -1,11 +1,13 @@
 """What a training step minimises."""
 
 from collections.abc import Mapping
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aigtool.budget import Budget
 from aigtool.flops import NetworkFlops
 from aigtool.gates import Decision, Gate
 from aigtool.losses import (
@@ -66,9 +68,8 @@ class Objective(nn.Module):
         self.running = RunningRates(len(gates), window)
         self.running_probabilities = RunningRates(len(gates), window)
         if gates:
-            budget = config.budget
-            weights = torch.tensor(budget.weights(flops), dtype=torch.float32)
-            wanted = self.layer_targets if config.is_per_layer else budget.mean_rate(flops)
+            weights = torch.tensor(config.budget.weights(flops), dtype=torch.float32)
+            wanted = self.layer_targets if config.is_per_layer else config.budget.mean_rate(flops)
             self.register_buffer("weights", weights, persistent=False)
             self.register_buffer("targets", torch.tensor(wanted), persistent=False)
             self.register_buffer("carried", torch.zeros_like(self.targets))
@@ -78,6 +79,14 @@ class Objective(nn.Module):
         """Each gate's target: its own, where it has one."""
         own = (gate.target for gate in self.gates.values())
         return [self.config.budget.share if target is None else target for target in own]
+
+    @property
+    def budget(self) -> Budget | None:
+        """What the network is to spend in all; None where its layers' targets leave it all."""
+        if not self.config.is_per_layer:
+            return self.config.budget
+        mean = fmean(self.layer_targets)
+        return Budget(mean) if mean < 1 else None
 
     def forward(
         self,

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -24,8 +24,13 @@ def make_optimizer(
         steps: Steps an epoch.
 
     Raises:
-        UserError: timm cannot make them.
+        UserError: timm cannot make them, or the optimiser is one whose learning rate must be told.
     """
+    if config.lr is None and config.opt.lower() in list_optimizers():
+        raise UserError(
+            f"optimiser {config.opt!r} without a learning rate: only those of SGD, Adam and their "
+            "kin are known; give --lr"
+        )
     try:
         optimizer = create_optimizer_v2(
             _parameter_groups(network, config),
@@ -38,7 +43,9 @@ def make_optimizer(
             sched=config.sched,
             num_epochs=config.epochs,
             warmup_epochs=config.warmup_epochs,
+            warmup_lr=0.0,
             min_lr=0.0,
+            **_falls(config),
             step_on_epochs=False,
             updates_per_epoch=steps,
         )
@@ -52,6 +59,15 @@ def make_optimizer(
             "expected names that timm knows, such as sgd, adamw and cosine, step"
         ) from error
     return optimizer, scheduler
+
+
+def _falls(config: FinetuneConfig) -> dict[str, Any]:
+    """Return when a schedule that falls by steps does: timm's defaults are for 300 epochs."""
+    if config.sched == "step":
+        return {"decay_epochs": config.epochs / 3}
+    if config.sched == "multistep":
+        return {"decay_milestones": [config.epochs / 2, 3 * config.epochs / 4]}
+    return {}
 
 
 def _parameter_groups(network: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:

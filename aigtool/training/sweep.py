@@ -23,6 +23,9 @@ from aigtool.training.loop import complete, finetune
 from aigtool.training.run_folder import RunFolder
 from aigtool.training.trainer import StepReport
 
+GATED = "gated"
+"""What the runs of a sweep train, but where they are a baseline."""
+
 Callbacks = tuple[Callable[[StepReport], None], Callable[[dict[str, Any]], None]]
 
 
@@ -115,7 +118,10 @@ def run_points(
 
 
 def point_rows(
-    points: Mapping[Point, ExecutionTrace], others: Mapping[str, ExecutionTrace], dense: str
+    points: Mapping[Point, ExecutionTrace],
+    others: Mapping[str, ExecutionTrace],
+    dense: str,
+    kind: str = GATED,
 ) -> pd.DataFrame:
     """Return a row a run, and one for each other network to compare with.
 
@@ -123,9 +129,10 @@ def point_rows(
         points: The trace of each run's network.
         others: Of other networks, by name, over the same images.
         dense: The name among these of the network before gating.
+        kind: What the runs train.
 
     Returns:
-        Columns ``network`` (``gated`` or a name), ``target``, ``unit``, ``seed``, the figures of
+        Columns ``network`` (``kind`` or a name), ``target``, ``unit``, ``seed``, the figures of
         the trace's summary, and ``difference`` to dense in points of top-1, paired by image, with
         ``difference_stderr``.
     """
@@ -138,7 +145,7 @@ def point_rows(
     for point, trace in points.items():
         told = {"target": point.budget.share, "unit": point.budget.unit, "seed": point.seed}
         difference = _difference([trace], others[dense])
-        rows.append({"network": "gated", **told, **_figures(trace), **difference})
+        rows.append({"network": kind, **told, **_figures(trace), **difference})
     columns = ["network", "target", "unit", "seed", *_FIGURES, *_DIFFERENCE]
     return pd.DataFrame(rows, columns=columns).astype({"seed": "Int64"})
 

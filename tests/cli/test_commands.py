@@ -402,6 +402,18 @@ def test_a_sweep_compares_with_a_dense_network_of_its_own(
     assert [row["network"] for row in result["runs"]] == ["dense", "gated"]
 
 
+def test_a_sweep_of_the_baseline_says_that_it_is_one(
+    aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    options = ["--epochs", "1", "--batch-size", "8", "--workers", "0", "--seeds", "0"]
+    command = ["sweep", model, "--data", image_folder, *options, "--target-rate", "0.6"]
+    command += ["--baseline", "stochastic-depth", "--out", tmp_path / "sweep"]
+    result = aigtool(*command, "--json")
+    assert [row["network"] for row in result["runs"]] == ["open", "stochastic-depth"]
+    shown = aigtool(*command)
+    assert "paired with open" in " ".join(shown.out.split())
+
+
 @pytest.mark.parametrize(
     ("paths", "names"),
     [

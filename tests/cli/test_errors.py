@@ -46,6 +46,8 @@ def workplace(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("broken/red/b.png").write_bytes(b"no image")
     shutil.copytree("images", "unvalidated")
     shutil.rmtree("unvalidated/val")
+    Path("run").mkdir()
+    shutil.copy("m.safetensors", "run/best.st")
     Path("taken").mkdir()
     Path("taken/file").touch()
     os.mkfifo("pipe")
@@ -164,7 +166,10 @@ CASES = {
     "trace is a folder": ([*EVALUATE, "images", "--out", "nothing"], "is a folder"),
     "model is a folder": (["convert", "cifar_resnet20", "--out", "nothing"], "is a folder"),
     "folder is a file": ([*FINETUNE, "--out", "text.th", "--force"], "is a file"),
-    "second-order optimiser": ([*FINETUNE, "--opt", "adahessian"], "second derivatives"),
+    "second-order optimiser": (
+        [*FINETUNE, "--opt", "adahessian", "--lr", "1e-3"],
+        "second derivatives",
+    ),
     "dense of other classes": ([*FINETUNE, "--dense", "ten.st"], "other classes"),
     "class names too few": ([*CIFAR20, "--class-names", "text.th"], "1 names"),
     "no data": (["evaluate", "m.safetensors"], "--data"),
@@ -220,6 +225,32 @@ CASES = {
         [*FINETUNE, "--targets", "0.5", "--target-flops", "0.5"],
         "layers are held to rates",
     ),
+    "targets and rate": (
+        [*FINETUNE, "--targets", "0.5", "--target-rate", "0.5"],
+        "a target rate and targets were given",
+    ),
+    "baseline per layer": (
+        [*FINETUNE, "--baseline", "stochastic-depth", "--target", "per-layer"],
+        "all its blocks run at one rate",
+    ),
+    "norms of gates": (
+        [*FINETUNE, "--train", "gates", "--norm-statistics", "batch"],
+        "keeps its own",
+    ),
+    "optimiser without rate": ([*FINETUNE, "--opt", "lion"], "give --lr"),
+    "schedule of accuracies": ([*FINETUNE, "--sched", "plateau"], "'plateau' cannot be made"),
+    "all warm-up": (
+        [*FINETUNE, "--epochs", "2", "--warmup-epochs", "2"],
+        "expected fewer than the 2 epochs",
+    ),
+    "out of its own model": (
+        ["finetune", "run/best.st", "--data", "images", "--out", "run", "--force"],
+        "holds run/best.st",
+    ),
+    "out of its own dense network": (
+        [*FINETUNE, "--dense", "run/best.st", "--out", "run", "--force"],
+        "holds run/best.st",
+    ),
     "nothing to sweep": (SWEEP, "expected one of --target-flops and --target-rate"),
     "sweep no number": ([*SWEEP, "--target-flops", "0.5,x"], "budget '0.5,x'"),
     "sweep out of reach": ([*SWEEP, "--target-flops", "0.5,0.01"], "lowest that can be reached"),
@@ -229,7 +260,7 @@ CASES = {
     "seed no number": ([*SWEEP, "--target-flops", "0.5", "--seeds", "a"], "seeds 'a'"),
     "sweep into another folder": (
         [*SWEEP, "--target-flops", "0.5", "--out", "images"],
-        "output images exists",
+        "output images holds other things than runs",
     ),
     "compare with nothing": (
         [*SWEEP, "--target-flops", "0.5", "--compare", "no.st"],

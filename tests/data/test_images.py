@@ -1,5 +1,6 @@
 import dataclasses
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,13 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_tensor
 
 from aigtool.data.augmentation import Augmentation
-from aigtool.data.images import DataSource, default_split, has_split, open_images
+from aigtool.data.images import (
+    DataSource,
+    default_split,
+    has_split,
+    open_images,
+    validation_split,
+)
 from aigtool.data.loading import eval_transform, held_out, load_batches, train_transform
 from aigtool.data.seeding import seeded
 from aigtool.data.training import open_training_images
@@ -52,6 +59,16 @@ def test_a_class_map_maps_other_names(image_folder: Path, tmp_path: Path) -> Non
         "green": 0,
         "red": 1,
     }
+
+
+def test_what_to_choose_by_is_never_what_to_judge_by(image_folder: Path) -> None:
+    folder = DataSource(str(image_folder))
+    assert validation_split(folder) == "val"
+    assert validation_split(DataSource(str(image_folder / "val"))) == ""
+    shutil.rmtree(image_folder / "val")
+    for source in (folder, DataSource("torch/cifar10", "anywhere")):
+        with pytest.raises(UserError, match="name with --split what to choose by"):
+            validation_split(source)
 
 
 def test_splits(image_folder: Path) -> None:

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from aigtool.conversion import convert, gate_policy
-from aigtool.gates import Decision
 from aigtool.training.baseline import dropping_blocks
 
 
@@ -24,9 +23,6 @@ def test_each_block_runs_at_its_rate_and_is_scaled_to_keep_the_mean(
     """Within 4 standard errors of 0.6 over 9 blocks of 2,000 images."""
     twin = dropping_blocks(convert(small_network), 0.6).train()
     scales: list[torch.Tensor] = []
-
-    def keep(_gate: nn.Module, _inputs: tuple[torch.Tensor], made: Decision) -> None:
-        scales.append(made.scale)
 
     for module in twin.modules():
         if hasattr(module, "gate"):

@@ -365,30 +365,6 @@ def test_averaged_weights_are_what_is_judged_and_kept(
     assert not torch.equal(kept[0.5], kept[0.0])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_compiled_step_is_the_same_step(
-    small_network: nn.Module, train: ImageSet, val: ImageSet, tmp_path: Path
-) -> None:
-    """Without noise or learning nothing differs but rounding."""
-    convert(small_network)
-    losses = []
-    for compiled in (False, True):
-        model = Model(copy.deepcopy(small_network), Description("cifar_resnet20", 3, input=SPEC))
-        config = replace(
-            FAST,
-            epochs=1,
-            batch_size=12,
-            lr=0.0,
-            gate_lr=0.0,
-            noise_hold=0.0,
-            noise_end=0.0,
-            compile=compiled,
-        )
-        result = finetune(model, train, val, config, out=tmp_path / str(compiled))
-        losses.append(result.metrics[0]["train_loss"])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-
-
 def test_the_baseline_is_the_dense_network_again(
     model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
 ) -> None:

@@ -1,0 +1,236 @@
+"""Each part of the recipe does what it is named for."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.functional import to_tensor
+
+from aigtool.conversion import convert, named_gates
+from aigtool.data.images import open_images
+from aigtool.errors import UserError
+from aigtool.models.description import Description, InputSpec
+from aigtool.models.files import Model
+from aigtool.training.config import FinetuneConfig
+from aigtool.training.loop import FinetuneResult, finetune
+from aigtool.training.mixing import make_mixing
+from aigtool.training.optimization import make_optimizer
+
+PLAIN = FinetuneConfig(
+    epochs=1, batch_size=8, lr=0.01, gate_lr=0.1, norm_statistics="batch", weight_decay=0.0
+)
+
+
+class Runs:
+    """Runs of one small network on 24 images of three colours."""
+
+    def __init__(self, network: nn.Module, folder: Path, out: Path) -> None:
+        self.state = {name: value.clone() for name, value in network.state_dict().items()}
+        self.network = network
+        self.out = out
+        self.train, self.val = (
+            open_images(str(folder), split, to_tensor) for split in ("train", "val")
+        )
+        self.weights: list[dict[str, Tensor]] = []
+
+    def __call__(self, config: FinetuneConfig) -> FinetuneResult:
+        """Fine-tune it anew; ``weights`` are those before and after each step."""
+        self.network.load_state_dict(self.state)
+        self.weights = [self._copy()]
+        description = Description("cifar_resnet20", 3, input=InputSpec(size=(3, 32, 32)))
+        return finetune(
+            Model(self.network, description),
+            self.train,
+            self.val,
+            config,
+            out=self.out,
+            on_step=lambda _: self.weights.append(self._copy()),
+        )
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.network.named_parameters()}
+
+    def moved(self, step: int) -> float:
+        """How far the step moved the weight that it moved most."""
+        before, after = self.weights[step - 1 : step + 1]
+        return max((after[name] - before[name]).abs().max().item() for name in before)
+
+
+@pytest.fixture
+def gated(small_network: nn.Module, image_folder: Path, tmp_path: Path) -> Runs:
+    return Runs(convert(small_network), image_folder, tmp_path / "run")
+
+
+@pytest.fixture
+def dense(small_network: nn.Module, image_folder: Path, tmp_path: Path) -> Runs:
+    return Runs(small_network, image_folder, tmp_path / "run")
+
+
+def test_gradients_are_clipped_to_a_norm(gated: Runs) -> None:
+    """SGD's first step, with Nesterov's momentum, is 1.9 learning rates times the gradient."""
+    gated(replace(PLAIN, clip_grad=1e-3, gate_lr=0.01, batch_size=24))
+    before, after = gated.weights
+    norm = sum((after[name] - before[name]).square().sum() for name in before) ** 0.5
+    assert norm == pytest.approx(1.9 * 0.01 * 1e-3, rel=1e-2)
+
+
+def test_a_warm_up_starts_from_no_step_at_all(gated: Runs) -> None:
+    """Three steps over which the rates rise from 0 by a third each; then they are whole."""
+    rates: list[float] = []
+    config = replace(PLAIN, epochs=2, warmup_epochs=1, sched="constant")
+    optimizer, schedule = make_optimizer(gated.network, config, 3)
+    for step in range(5):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[-1]["lr"])
+    assert rates == pytest.approx([0.0, 0.1 / 3, 0.2 / 3, 0.1, 0.1])
+    gated(config)
+    assert gated.moved(1) == 0.0
+    assert gated.moved(2) > 0.0
+
+
+@pytest.mark.parametrize(
+    ("sched", "rates"),
+    [
+        ("step", [1, 1, 0.1, 0.1, 0.01, 0.01]),
+        ("multistep", [1, 1, 1, 0.1, 0.1, 0.01]),
+        ("cosine", [1, 0.9330, 0.75, 0.5, 0.25, 0.0670]),
+    ],
+)
+def test_schedules_fall_within_the_run(gated: Runs, sched: str, rates: list[float]) -> None:
+    config = replace(PLAIN, epochs=6, sched=sched, lr=1.0)
+    optimizer, schedule = make_optimizer(gated.network, config, 10)
+    given = []
+    for epoch in range(6):
+        schedule.step_update(10 * epoch)
+        given.append(optimizer.param_groups[0]["lr"])
+    assert given == pytest.approx(rates, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("opt", "lr"), [("sgd", 0.004), ("nesterov", 0.004), ("adamw", 0.0004), ("nadam", 0.0004)]
+)
+def test_an_optimiser_has_a_learning_rate_of_its_kind(opt: str, lr: float) -> None:
+    config = FinetuneConfig(opt=opt).completed(can_distill=True, is_trained=True)
+    assert config.lr == pytest.approx(lr)
+    assert config.gate_lr == pytest.approx(25 * lr)
+
+
+def test_accumulated_minibatches_are_one_large_one(dense: Runs) -> None:
+    """24 images in two minibatches or one; in float32, by another order of summing."""
+    kept = replace(PLAIN, norm_statistics="kept", epochs=2, lr=1e-3, distill=0.5)
+    dense(replace(kept, batch_size=24))
+    whole = dense.weights
+    dense(replace(kept, batch_size=12, grad_accum_steps=2))
+    assert len(dense.weights) == len(whole) == 3
+    for name, value in whole[-1].items():
+        torch.testing.assert_close(dense.weights[-1][name], value, rtol=1e-3, atol=1e-6)
+    assert dense.moved(1) > 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_autocast_computes_in_what_was_asked_for(gated: Runs, dtype: str) -> None:
+    found: set[torch.dtype] = set()
+    hook = gated.network.layer1[0].conv1.register_forward_hook(
+        lambda module, _, out: found.add(out.dtype) if module.training else None
+    )
+    gated(replace(PLAIN, amp_dtype=dtype))  # type: ignore[arg-type]
+    hook.remove()
+    assert getattr(torch, dtype) in found
+    assert len(found) == (1 if dtype == "float32" else 2)  # multiply-accumulates are counted before
+
+
+def test_gates_end_without_noise_at_the_last_temperature(gated: Runs) -> None:
+    config = replace(PLAIN, epochs=3, gate_temperature=4.0, gate_temperature_end=0.5, noise_end=0.7)
+    result = gated(config)
+    for _, gate in named_gates(gated.network):
+        assert gate.temperature == pytest.approx(0.5)
+    first, last = result.metrics[0], result.metrics[-1]
+    assert first["train_execution_rate"] != first["train_argmax_rate"]
+    assert last["noise"] == 0.0
+    assert last["train_execution_rate"] == last["train_argmax_rate"]
+
+
+@pytest.mark.parametrize("options", [(1.0, 0.0), (0.0, 1.0)], ids=["mixup", "cutmix"])
+def test_labels_are_mixed_as_pixels_are(options: tuple[float, float]) -> None:
+    """Of images of one colour each, a mixed one's mean is that of its classes in their shares."""
+    torch.manual_seed(0)
+    labels = torch.arange(6) % 3
+    pixels = labels.float().view(-1, 1, 1, 1).expand(-1, 3, 16, 16)
+    mix = make_mixing(*options, classes=3)
+    parted = 0
+    for _ in range(20):
+        mixed, shares = mix(pixels, labels)
+        torch.testing.assert_close(mixed.mean((1, 2, 3)), shares @ torch.arange(3.0))
+        parted += int((shares.max(1).values < 1).sum())
+    assert parted > 20
+
+
+def test_smoothed_labels_ask_for_less_certainty(dense: Runs) -> None:
+    """The first loss of the same network, against torch's own."""
+    losses = {}
+    for smoothing in (0.0, 0.3):
+        config = replace(PLAIN, batch_size=24, smoothing=smoothing, distill=0.0)
+        losses[smoothing] = dense(config).metrics[0]["train_loss"]
+    uniform = losses[0.3] - 0.7 * losses[0.0]
+    assert uniform > 0.3 * torch.tensor(3.0).log().item()
+    assert losses[0.3] != losses[0.0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_run_is_the_same_run(gated: Runs) -> None:
+    """Without noise, of which a compiled network draws another sample; float32 sums in another
+    order, which three steps of learning let grow to a hundredth."""
+    config = replace(PLAIN, epochs=3, batch_size=24, lr=1e-3, gate_lr=1e-2, noise_hold=0.0)
+    config = replace(config, noise_end=0.0, rate_weight=1.0, information=0.0)
+    losses = [
+        [row["train_loss"] for row in gated(replace(config, compile=compiled)).metrics]
+        for compiled in (False, True)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    assert losses[0][-1] < 0.99 * losses[0][0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_network_follows_the_noise(gated: Runs) -> None:
+    result = gated(replace(PLAIN, epochs=3, noise_hold=0.4, noise_end=0.5, compile=True))
+    parted = [row["train_execution_rate"] != row["train_argmax_rate"] for row in result.metrics]
+    assert parted[0]
+    assert not parted[-1]
+
+
+def test_gates_are_trained_whatever_policy_the_network_came_with(gated: Runs) -> None:
+    for _, gate in named_gates(gated.network):
+        gate.policy = "open"
+    gated(PLAIN)
+    first, last = gated.weights[0], gated.weights[-1]
+    moved = [
+        name for name in first if ".gate." in name and not torch.equal(first[name], last[name])
+    ]
+    assert len(moved) >= 9
+
+
+def test_targets_of_layers_are_the_budget(gated: Runs) -> None:
+    """Calibrated to their mean, and not at all where they leave everything."""
+    result = gated(replace(PLAIN, targets="0.9,0.8,1,1,0.7,1,1,0.8,0.9"))
+    assert result.budget is not None
+    assert result.budget.share == pytest.approx(0.9)
+    assert 0.8 < result.metrics[0]["val_execution_rate"] <= 0.9
+    told = result.model.description.history[-1]
+    assert told["target"] == "per-layer"
+    assert told["target_rate"] == pytest.approx(0.9)
+    result = gated(replace(PLAIN, targets=",".join(["1"] * 9)))
+    assert result.budget is None
+    assert "threshold_shift" not in result.metrics[0]
+    assert result.model.description.history[-1]["target_rate"] == 1.0
+
+
+def test_a_run_is_resumed_with_its_own_images_only(gated: Runs) -> None:
+    gated(PLAIN)
+    description = Description("cifar_resnet20", 3, input=InputSpec(size=(3, 32, 32)))
+    model = Model(gated.network, description)
+    less = gated.train.limited(20)
+    told = "with 24 images to train on and 12 to validate on, not with 20"
+    with pytest.raises(UserError, match=told):
+        finetune(model, less, gated.val, PLAIN, out=gated.out, resume=True)
