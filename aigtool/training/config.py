@@ -31,8 +31,8 @@ LR, LR_IMAGES, GATE_LR = 0.004, 128, 25.0
 """Where none is given: the learning rate, the images a step it is for, what gates have of it."""
 _LR_OF = {"adam": 0.1, "sgd": 1.0, "momentum": 1.0, "nesterov": 1.0}
 """Of that learning rate, what optimisers with this in their names take; others must be told."""
-DISTILL = 0.9
-"""The weight of distillation where none is given."""
+DISTILL, HINTS = 0.9, 10.0
+"""The weights of distillation and of hints where none are given."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class FinetuneConfig:
         distill: Weight, 0 to 1, of learning from the network before gating; 0.9, but 0 where its
             classifier is new and there is nothing to learn.
         distill_temperature: Of both networks' softmax in that loss.
+        hints: Weight of learning that network's features where stages end; 10, but 0 without
+            distillation, or where the network to learn from has other stages.
         opt: timm's name of the optimiser.
         lr: Learning rate of the network; 0.004 for 128 images a step, in proportion for others, a
             tenth of that for Adam and its kin; others than these and SGD must be given theirs.
@@ -124,6 +126,7 @@ such as 0.6
     gate_temperature_end: float = 1.0
     distill: float | None = None
     distill_temperature: float = 4.0
+    hints: float | None = None
     opt: str = "sgd"
     lr: float | None = None
     gate_lr: float | None = None
@@ -156,12 +159,15 @@ such as 0.6
         """Whether the loss holds each gate to its target."""
         return self.target == "per-layer" or self.targets is not None
 
-    def completed(self, can_distill: bool, is_trained: bool) -> "FinetuneConfig":
+    def completed(
+        self, can_distill: bool, is_trained: bool, can_hint: bool = True
+    ) -> "FinetuneConfig":
         """Return these options with what holds where nothing is given.
 
         Args:
             can_distill: Whether there is a network to learn from.
             is_trained: Whether the network's batch norms have statistics to keep.
+            can_hint: Whether the network to learn from has the same stages.
 
         Example:
             >>> config = FinetuneConfig(batch_size=32)
@@ -176,9 +182,12 @@ such as 0.6
         if gate_lr is None and lr is not None:
             gate_lr = GATE_LR * lr
         distill = DISTILL * can_distill if self.distill is None else self.distill
+        hints = HINTS * (can_hint and distill > 0) if self.hints is None else self.hints
         keeps = is_trained or self.train == "gates"
         norms = self.norm_statistics or ("kept" if keeps else "batch")
-        return replace(self, lr=lr, gate_lr=gate_lr, distill=distill, norm_statistics=norms)
+        return replace(
+            self, lr=lr, gate_lr=gate_lr, distill=distill, hints=hints, norm_statistics=norms
+        )
 
     def __post_init__(self) -> None:
         if self.target_rate is not None and self.target_flops is not None:
@@ -219,9 +228,10 @@ such as 0.6
         self._check(counts, lambda value: value >= 1, "a whole number of at least 1")
         temperatures = ("distill_temperature", "gate_temperature", "gate_temperature_end")
         self._check((*temperatures, "rate_window"), lambda value: value > 0, "a number above 0")
-        weights = ("rate_weight", "band", "information", "weight_decay", "mixup", "cutmix")
+        weights = ("rate_weight", "band", "information", "hints", "weight_decay")
+        mixing = ("mixup", "cutmix")
         steps = ("lr", "gate_lr", "momentum", "warmup_epochs", "clip_grad")
-        self._check((*weights, *steps), lambda value: value >= 0, "0 or more")
+        self._check((*weights, *mixing, *steps), lambda value: value >= 0, "0 or more")
         shares = (
             "noise_hold",
             "noise_end",

@@ -36,6 +36,7 @@ from aigtool.selection import parse_targets
 from aigtool.trace import collect_trace
 from aigtool.training.baseline import dropping_blocks
 from aigtool.training.config import FinetuneConfig
+from aigtool.training.hints import shared_places, stage_ends
 from aigtool.training.objective import Objective
 from aigtool.training.run_folder import RunFolder
 from aigtool.training.trainer import Networks, StepReport, Trainer, is_trained
@@ -64,7 +65,21 @@ class FinetuneResult:
 def complete(config: FinetuneConfig, model: Model, teacher: nn.Module | None) -> FinetuneConfig:
     """Return options with what holds for this network where nothing is given."""
     can_distill = teacher is not None or not model.description.new_classifier
-    return config.completed(can_distill, is_trained(model.network))
+    can_hint = bool(places_of(model, teacher))
+    if config.hints and not can_hint:
+        raise UserError(
+            f"hints {config.hints:g}: the network to learn from has other stages, or none; "
+            "expected the network before gating, or hints 0"
+        )
+    return config.completed(can_distill, is_trained(model.network), can_hint)
+
+
+def places_of(model: Model, teacher: nn.Module | None) -> list[str]:
+    """Return where the network and what it learns from have the same features."""
+    size = model.description.input.size
+    if teacher is None:
+        return stage_ends(model.network, size)
+    return shared_places(model.network, teacher, size)
 
 
 def finetune(
@@ -126,7 +141,9 @@ def finetune(
     networks, flops = _networks(model, teacher, config)
     network = networks.kept
     gates, seen = dict(named_gates(network)), config.epochs * len(train)
-    objective = Objective(config, gates, flops, networks.teacher, seen).to(device)
+    objective = Objective(config, gates, flops, networks.teacher, seen, places=networks.places).to(
+        device
+    )
     budget = objective.budget
     trainer = Trainer(networks, objective, config, len(train))
     counts = {"train": len(train), "val": len(val)}
@@ -197,6 +214,7 @@ def _networks(
 ) -> tuple[Networks, NetworkFlops]:
     """Make what is trained, what is kept and what is learnt from of a model; count what is kept."""
     description = model.description
+    places = [f"network.{name}" for name in places_of(model, teacher)]
     dense = strip(copy.deepcopy(model.network)) if teacher is None else teacher
     trained = model.network
     flops = count_flops(trained, description.input.size)
@@ -216,7 +234,7 @@ def _networks(
         for network in (trained, model.network, dense)
     )
     frozen = dense.eval().requires_grad_(False)
-    return Networks(trained, kept, frozen, description.num_classes), flops
+    return Networks(trained, kept, frozen, description.num_classes, places), flops
 
 
 def _set_targets(network: nn.Module, config: FinetuneConfig) -> None:

@@ -1,6 +1,7 @@
 """What a training step minimises."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from statistics import fmean
 
 import torch
@@ -19,6 +20,7 @@ from aigtool.losses import (
     rate_band_loss,
 )
 from aigtool.training.config import FinetuneConfig
+from aigtool.training.hints import hint_loss, recorded_features
 
 CARRIED = 8
 """Rate windows over which what rates miss their target by is asked for once more."""
@@ -33,10 +35,10 @@ class Objective(nn.Module):
     against each other would settle a little above it; so by how much rates have missed it is
     carried along and asked for as well, as a Lagrange multiplier is (Platt and Barr, NIPS 1987).
 
-    ``(1 - distill) * cross entropy + distill * T^2 * KL(teacher || network) + rate_weight *
-    target-rate loss + band * band loss + information * information loss``; distillation is that
-    of Hinton, Vinyals and Dean (2015), with T ``distill_temperature``. Its state is the running
-    rates and what is carried.
+    ``(1 - distill) * cross entropy + distill * T^2 * KL(teacher || network) + hints * hint loss +
+    rate_weight * target-rate loss + band * band loss + information * information loss``;
+    distillation is that of Hinton, Vinyals and Dean (2015), with T ``distill_temperature``. Its
+    state is the running rates and what is carried.
 
     Args:
         config: Options.
@@ -45,6 +47,7 @@ class Objective(nn.Module):
         teacher: Takes pixels; frozen. None where nothing is learnt from one.
         images: What the run will see in all, each as often as it is seen: rates are averaged over
             a 50th of that at most, lest they lag behind the gates in a short run.
+        places: Names of modules, of the teacher and of what is trained, for hints.
     """
 
     weights: Tensor
@@ -58,11 +61,17 @@ class Objective(nn.Module):
         flops: NetworkFlops,
         teacher: nn.Module | None,
         images: int,
+        *,
+        places: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.config = config
         self.gates = dict(gates)
         self.distill = 0.0 if teacher is None else config.distill or 0.0
+        self.hints = 0.0 if teacher is None else config.hints or 0.0
+        self.places = list(places) if self.hints else []
+        self._features: dict[str, Tensor] = {}
+        self._wanted: dict[str, Tensor] = {}
         self._teacher = (teacher,)  # in a tuple, lest its weights count as the objective's state
         window = min(config.rate_window, images / 50)
         self.running = RunningRates(len(gates), window)
@@ -73,6 +82,19 @@ class Objective(nn.Module):
             self.register_buffer("weights", weights, persistent=False)
             self.register_buffer("targets", torch.tensor(wanted), persistent=False)
             self.register_buffer("carried", torch.zeros_like(self.targets))
+
+    @contextmanager
+    def watching(self, network: nn.Module) -> Iterator[None]:
+        """Record the features for hints of what is trained, and those of the teacher."""
+        (teacher,) = self._teacher
+        if teacher is None:
+            yield
+            return
+        with (
+            recorded_features(network, self.places) as self._features,
+            recorded_features(teacher, self.places) as self._wanted,
+        ):
+            yield
 
     @property
     def layer_targets(self) -> list[float]:
@@ -139,18 +161,19 @@ class Objective(nn.Module):
         return {"loss": loss, **terms}
 
     def task_loss(self, pixels: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
-        """Return cross entropy and distillation, weighted."""
+        """Return cross entropy, distillation and hints, weighted."""
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.smoothing)
         (teacher,) = self._teacher
-        if teacher is None or not self.distill:
+        if teacher is None or not (self.distill or self.hints):
             return loss
         temperature = self.config.distill_temperature
         with torch.no_grad():
             wanted = (teacher(pixels).float() / temperature).log_softmax(1)
         given = (logits / temperature).log_softmax(1)
         divergence = F.kl_div(given, wanted, log_target=True, reduction="batchmean")
-        return (1 - self.distill) * loss + self.distill * temperature**2 * divergence
+        loss = (1 - self.distill) * loss + self.distill * temperature**2 * divergence
+        return loss + self.hints * hint_loss(self._features, self._wanted) if self.places else loss
 
     def rate_loss(self, rates: Tensor, targets: Tensor) -> Tensor:
         """Return the target-rate loss of each gate's rate, ``(gates,)``."""

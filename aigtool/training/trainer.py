@@ -36,12 +36,14 @@ class Networks:
             itself but for a baseline that trains in another way than it is used.
         teacher: The network before gating, frozen.
         classes: Outputs of each.
+        places: Names of modules of ``trained`` and ``teacher`` whose features are comparable.
     """
 
     trained: PixelNetwork
     kept: PixelNetwork
     teacher: PixelNetwork
     classes: int
+    places: list[str]
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,10 @@ class Trainer:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record the decisions of training steps; a compiled network wants that from the first."""
-        with recorded_decisions(self.trained) as self.decisions:
+        with (
+            recorded_decisions(self.trained) as self.decisions,
+            self.objective.watching(self.trained),
+        ):
             yield
 
     def start_epoch(self, epoch: int) -> None:

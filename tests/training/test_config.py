@@ -20,6 +20,7 @@ from aigtool.training.config import FinetuneConfig, noise_at
         ({"lr": -1.0}, "lr -1"),
         ({"gate_lr": math.nan}, "gate lr nan"),
         ({"distill": 1.5}, "distill 1.5"),
+        ({"hints": -1.0}, "hints -1"),
         ({"noise_hold": -0.1}, "noise hold -0.1"),
     ],
 )

@@ -125,7 +125,7 @@ def test_accumulated_minibatches_are_one_large_one(dense: Runs) -> None:
     dense(replace(kept, batch_size=12, grad_accum_steps=2))
     assert len(dense.weights) == len(whole) == 3
     for name, value in whole[-1].items():
-        torch.testing.assert_close(dense.weights[-1][name], value, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(dense.weights[-1][name], value, rtol=1e-3, atol=1e-5)
     assert dense.moved(1) > 1e-4
 
 
