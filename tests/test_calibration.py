@@ -12,8 +12,8 @@ from torch import nn
 from torchvision.transforms.functional import to_tensor
 
 from aigtool.budget import Budget
-from aigtool.calibration import _step, calibrate
-from aigtool.conversion import convert, named_gates
+from aigtool.calibration import _step, calibrate, threshold_move
+from aigtool.conversion import convert, named_gates, recorded_decisions
 from aigtool.data.images import ImageSet, open_images
 from aigtool.errors import UserError
 from aigtool.flops import count_flops
@@ -53,15 +53,63 @@ def test_a_step_spends_as_much_as_it_may(margins: np.ndarray, rate: float) -> No
         assert spent(more) > rate - 1e-9
 
 
+@given(MARGINS, st.floats(-1, 1).filter(lambda less: abs(less) > 0.01))
+def test_a_threshold_moves_by_as_many_images_as_asked(margins: np.ndarray, less: float) -> None:
+    """Of 21 margins; ties go together, and no more than there are."""
+    values = margins.ravel()
+    before = int((values > 0).sum())
+    now = int((values > threshold_move(values, less)).sum())
+    wanted = max(1, round(abs(less) * len(values)))
+    changed = before - now if less > 0 else now - before
+    there = before if less > 0 else len(values) - before
+    ties = np.unique(values, return_counts=True)[1].max()
+    assert min(wanted, there) <= changed <= min(wanted + ties - 1, there)
+
+
+def test_the_threshold_rises_that_costs_the_least(network: PixelNetwork, images: ImageSet) -> None:
+    """Against each of the nine tried by hand: four images of one gate are 0.02 of the rate."""
+    flops = count_flops(network.network, SPEC.size)
+    gates = [gate for _, gate in named_gates(network)]
+
+    pixels, labels = (
+        torch.stack([torch.as_tensor(e) for e in each]) for each in zip(*images, strict=True)
+    )
+
+    def judged(shifts: np.ndarray) -> tuple[float, np.ndarray]:
+        for gate, shift in zip(gates, shifts, strict=True):
+            gate.threshold.fill_(shift)
+        with torch.inference_mode(), recorded_decisions(network) as decisions:
+            loss = nn.functional.cross_entropy(network(pixels), labels).item()
+        logits = torch.stack([made.logit for made in decisions.values()], dim=1).numpy()
+        return loss, logits - shifts
+
+    loss, margins = judged(np.zeros(9))
+    rate = (margins > 0).mean()
+    costs = {}
+    for place in range(9):
+        shifts = np.zeros(9)
+        shifts[place] = threshold_move(margins[:, place], 4 / 24)
+        then, after = judged(shifts)
+        left = (after > 0).mean()
+        if rate - 0.04 < left < rate:
+            costs[place] = (then - loss) / (rate - left)
+    best = min(costs, key=costs.__getitem__)
+    judged(np.zeros(9))
+    found = calibrate(network, images, Budget(rate - 0.02), flops)
+    assert found.shifts[best] > 0
+    assert rate - 0.06 < found.spent <= rate - 0.02
+
+
+@pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("unit", ["rate", "flops"])
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9])
 def test_argmax_execution_meets_the_budget(
-    unit: str, share: float, network: PixelNetwork, images: ImageSet
+    unit: str, share: float, quick: bool, network: PixelNetwork, images: ImageSet
 ) -> None:
     flops = count_flops(network.network, SPEC.size)
     budget = Budget(share, unit)  # type: ignore[arg-type]
     before = [gate.threshold.item() for _, gate in named_gates(network)]
-    found = calibrate(network, images, budget, flops, batch_size=7)
+    found = calibrate(network, images, budget, flops, quick=quick, batch_size=7)
     trace = collect_trace(network, images, flops=flops, batch_size=5)
     summary = trace.summary()
     spent = summary["execution_rate" if unit == "rate" else "flops_fraction"]
@@ -70,7 +118,8 @@ def test_argmax_execution_meets_the_budget(
     # 24 images and 9 gates: the finest step is 1 / 216 of the rate.
     assert share - 0.02 <= found.spent <= share
     after = [gate.threshold.item() for _, gate in named_gates(network)]
-    assert np.ptp(np.subtract(after, before)) < 1e-5
+    assert np.subtract(after, before) == pytest.approx(found.shifts, abs=1e-5)
+    assert (np.ptp(found.shifts) < 1e-5) == quick
 
 
 def test_a_network_that_keeps_to_the_budget_may_spend_more(
@@ -80,7 +129,7 @@ def test_a_network_that_keeps_to_the_budget_may_spend_more(
     low = calibrate(network, images, Budget(0.3), flops)
     high = calibrate(network, images, Budget(0.8), flops)
     assert low.spent < high.spent <= 0.8
-    assert high.shift < 0
+    assert np.mean(high.shifts) < 0
 
 
 def test_gates_that_tell_no_images_apart_stay_within(images: ImageSet) -> None:
@@ -90,9 +139,13 @@ def test_gates_that_tell_no_images_apart_stay_within(images: ImageSet) -> None:
     for place, (_, gate) in enumerate(named_gates(network)):
         nn.init.zeros_(gate.fc2.weight)
         gate.fc2.bias.data.copy_(torch.tensor([0.0, place + 1.0]))
-    found = calibrate(network, images, Budget(0.5), count_flops(network.network, SPEC.size))
+    flops = count_flops(network.network, SPEC.size)
+    found = calibrate(network, images, Budget(0.5), flops, quick=True)
     assert found.spent == pytest.approx(4 / 9)
-    assert 5 <= found.shift < 6
+    assert 5 <= found.shifts[0] < 6
+    for _, gate in named_gates(network):
+        gate.threshold.zero_()
+    assert calibrate(network, images, Budget(0.5), flops).spent == pytest.approx(4 / 9)
 
 
 def test_a_budget_out_of_reach_changes_nothing(network: PixelNetwork, images: ImageSet) -> None:

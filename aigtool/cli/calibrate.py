@@ -79,8 +79,9 @@ def calibrate(
 ) -> None:
     """Set the gates' thresholds on validation images so that the network keeps to a budget.
 
-    No weight is changed: one logit is added to every gate's threshold. The images are val/, or
-    what --split says: neither those that the network was trained on nor those it is judged by.
+    No weight is changed: thresholds are, gate by gate, where it costs the least. The images are
+    val/, or what --split says: neither those that the network was trained on nor those it is
+    judged by.
     """
     budgets = parse_budgets(target_rate, target_flops)
     files = [model.with_name(f"{model.stem}-{b.unit}{b.share:g}.safetensors") for b in budgets]
@@ -126,7 +127,7 @@ def calibrate(
                 **{name: summary[name] for name in _STORED},
             }
             save_model(target, loaded.network, loaded.description.after("calibrate", **step))
-        rows.append({"out": str(target), "shift": found.shift, **step, **summary})
+        rows.append({"out": str(target), "shifts": list(found.shifts), **step, **summary})
     if json:
         print_json({"model": str(model), "rows": rows, "reference": {"network": kind, **before}})
     else:

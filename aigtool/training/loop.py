@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from types import FrameType
 from typing import Any
 
@@ -173,7 +174,7 @@ def finetune(
             row = trainer.train_epoch(train, on_step, save, interrupted)
             judged = trainer.judged
             with kept_thresholds(judged):
-                row |= _validate(judged, val, flops, budget, config)
+                row |= _validate(judged, val, flops, budget, config, quick=row["noise"] > 0)
                 row["best"] = row["val_top1"] >= max((r["val_top1"] for r in metrics), default=0)
                 metrics.append(row)
                 if row["best"]:
@@ -261,14 +262,19 @@ def _validate(
     flops: NetworkFlops,
     budget: Budget | None,
     config: FinetuneConfig,
+    *,
+    quick: bool,
 ) -> dict[str, Any]:
     """Set the thresholds to the budget and measure with them; also say what it was without."""
     row: dict[str, Any] = {}
     size, workers = config.batch_size, config.workers
     if flops.gated_blocks and budget is not None:
         chosen = val.limited(CALIBRATION_IMAGES)
-        found = calibrate(network, chosen, budget, flops, batch_size=size, workers=workers)
-        row |= {"threshold_shift": found.shift, "val_uncalibrated": found.before}
+        found = calibrate(
+            network, chosen, budget, flops, quick=quick, batch_size=size, workers=workers
+        )
+        shift = fmean(map(abs, found.shifts))
+        row |= {"threshold_shift": shift, "val_uncalibrated": found.before}
     trace = collect_trace(network, val, flops=flops, batch_size=size, workers=workers)
     summary = trace.summary()
     row |= {f"val_{name}": summary[name] for name in _MEASURED}
