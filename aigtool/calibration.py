@@ -76,8 +76,9 @@ def calibrate(
 
     While the network spends too much, each gate in turn is tried with a threshold that saves a
     fiftieth of the network, or a quarter of what is to be saved, and the one stays that costs the
-    least loss for what it saves; while much of the budget is left, the one that gains the most. Since a block
-    that runs or not changes what the next gates see, each trial is a pass over the images.
+    least loss for what it saves; while much of the budget is left, the one that gains the most.
+    Since a block that runs or not changes what the next gates see, each trial is a pass over the
+    images.
 
     Args:
         network: Takes pixels; its thresholds are changed in place.
