@@ -118,15 +118,19 @@ def test_an_optimiser_has_a_learning_rate_of_its_kind(opt: str, lr: float) -> No
 
 
 def test_accumulated_minibatches_are_one_large_one(dense: Runs) -> None:
-    """24 images in two minibatches or one; in float32, by another order of summing."""
+    """24 images in two minibatches or one: apart by less than a hundredth of what a step moves.
+
+    Sums in another order differ by 1e-5 after two steps, as kernels of one machine did; steps of
+    a sum instead of a mean would differ by as much as they move.
+    """
     kept = replace(PLAIN, norm_statistics="kept", epochs=2, lr=1e-3, distill=0.5)
     dense(replace(kept, batch_size=24))
     whole = dense.weights
+    moved = dense.moved(1)
     dense(replace(kept, batch_size=12, grad_accum_steps=2))
     assert len(dense.weights) == len(whole) == 3
     for name, value in whole[-1].items():
-        torch.testing.assert_close(dense.weights[-1][name], value, rtol=1e-3, atol=1e-5)
-    assert dense.moved(1) > 1e-4
+        torch.testing.assert_close(dense.weights[-1][name], value, rtol=0, atol=moved / 100)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
