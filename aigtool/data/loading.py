@@ -1,10 +1,12 @@
 """Images to batches: transforms and loaders."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, cast
 
 import torch
+from PIL.Image import Image
+from PIL.ImageOps import posterize
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -81,6 +83,10 @@ def train_transform(
             f"aa {augmentation.aa!r} cannot be made ({error!r}): expected a policy that timm "
             "knows, such as rand-m9-mstd0.5-inc1, augmix-m5-w4-d2 or original"
         ) from error
+    for policy in change.transforms:
+        for op in getattr(policy, "ops", None) or chain(*getattr(policy, "policy", ())):
+            if op.name.startswith("Posterize"):
+                op.aug_fn = _posterize
     _, height, width = spec.size
     if max(height, width) <= SMALL:
         crop = transforms.Compose(
@@ -91,6 +97,11 @@ def train_transform(
             ]
         )
     return cast(Transform, transforms.Compose([crop, change, finish]))
+
+
+def _posterize(image: Image, bits: int, **_: object) -> Image:
+    """Keep the highest bits, at least one: timm's strongest asks for none, which Pillow refuses."""
+    return posterize(image, max(1, bits))
 
 
 def load_batches(

@@ -285,3 +285,12 @@ def test_augmentations_change_training_images_and_no_others() -> None:
     for change in ({"color_jitter": 0.3}, {"aa": "rand-m9"}, {"reprob": 1.0}):
         changed = drawn(dataclasses.replace(still, **change))  # type: ignore[arg-type]
         assert not torch.equal(changed, shifted), change
+
+
+@pytest.mark.parametrize("policy", ["rand-m0-n4", "rand-m10-n4-inc1", "rand-m9-mstd9", "original"])
+def test_policies_of_any_strength_run(policy: str) -> None:
+    """Timm's posterise keeps no bit at its strongest, which Pillow refuses."""
+    transform = train_transform(InputSpec(size=(3, 32, 32)), Augmentation(aa=policy))
+    image = Image.effect_noise((32, 32), 80).convert("RGB")
+    with seeded(0):
+        assert all(torch.isfinite(transform(image)).all() for _ in range(100))
