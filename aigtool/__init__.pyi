@@ -78,6 +78,9 @@ from .losses import (
 from .losses import (
     rate_band_loss as rate_band_loss,
 )
+from .losses import (
+    uncertainty_loss as uncertainty_loss,
+)
 from .models.description import (
     Description as Description,
 )

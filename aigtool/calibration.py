@@ -39,12 +39,14 @@ class Calibration:
         shifts: The logit that was added to each gate's threshold.
         spent: What the network spends of itself with them, in the budget's unit.
         before: What it spends without.
+        rates: Each gate's execution rate without.
         passes: How often the images were run.
     """
 
     shifts: tuple[float, ...]
     spent: float
     before: float
+    rates: tuple[float, ...]
     passes: int
 
 
@@ -125,7 +127,10 @@ def calibrate(
     if quick or spent > budget.share:
         shifts, spent = search.together(shifts)
     search.set(shifts)
-    return Calibration(tuple(shifts.tolist()), spent, first.spent, search.passes)
+    rates = (first.margins > 0).mean(axis=0)
+    return Calibration(
+        tuple(shifts.tolist()), spent, first.spent, tuple(rates.tolist()), search.passes
+    )
 
 
 class _Search:

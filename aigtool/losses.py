@@ -106,6 +106,19 @@ def information_loss(probabilities: Tensor, means: Tensor) -> Tensor:
     return math.log(2) - told.mean()
 
 
+def uncertainty_loss(probabilities: Tensor) -> Tensor:
+    """Return the mean entropy of decisions, in nats: zero for gates that end deterministic.
+
+    Args:
+        probabilities: ``(gates, N)``, of executing each image of a minibatch.
+
+    Example:
+        >>> uncertainty_loss(torch.tensor([[0.5, 0.5], [1.0, 0.0]])) / math.log(2)
+        tensor(0.5000)
+    """
+    return _entropy(probabilities).mean()
+
+
 def _entropy(probability: Tensor) -> Tensor:
     edge = torch.finfo(probability.dtype).eps  # whose logarithm still has a gradient
     on = probability.clamp(edge, 1 - edge)
@@ -147,4 +160,9 @@ class RunningRates(nn.Module):
         kept = math.exp(-images / self.window)
         self.total = kept * self.total + (1 - kept) * rates.detach()
         self.weight = kept * self.weight + (1 - kept)
-        return self.total / self.weight + (rates - rates.detach())
+        return self.mean + (rates - rates.detach())
+
+    @property
+    def mean(self) -> Tensor:
+        """The running rates, ``(gates,)``."""
+        return self.total / self.weight

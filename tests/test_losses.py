@@ -15,6 +15,7 @@ from aigtool.losses import (
     network_rate_loss,
     per_layer_rate_loss,
     rate_band_loss,
+    uncertainty_loss,
 )
 
 RATES = st.lists(st.floats(0, 1), min_size=1, max_size=60)
@@ -133,6 +134,13 @@ def test_information_is_the_entropy_that_the_image_takes_away(rows: list[list[fl
     loss = information_loss(probabilities, means)
     torch.testing.assert_close(loss, math.log(2) - apart)
     assert -1e-9 <= loss <= math.log(2) + 1e-9
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_uncertainty_is_the_entropy_of_decisions(row: list[float]) -> None:
+    probabilities = torch.tensor([row], dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+    expected = Bernoulli(probabilities).entropy().mean()
+    torch.testing.assert_close(uncertainty_loss(probabilities), expected)
 
 
 def test_information_wants_gates_certain_and_images_told_apart() -> None:

@@ -53,6 +53,7 @@ class FinetuneConfig:
         target_ramp: Share of the run over which the target falls to this from 1.
         rate_weight: Weight of the target-rate loss beside cross entropy.
         information: Weight of the loss that keeps decisions telling images apart.
+        certainty: Weight, as the noise falls, of the loss that makes each decision certain.
         band: Weight of the loss that keeps each gate's rate between band_low and band_high.
         band_low: Lower end of the band.
         band_high: Upper end of the band.
@@ -116,6 +117,7 @@ such as 0.6
     target_ramp: float = 0.3
     rate_weight: float = 100.0
     information: float = 4.0
+    certainty: float = 0.0
     band: float = 0.0
     band_low: float = 0.1
     band_high: float = 0.9
@@ -228,7 +230,7 @@ such as 0.6
         self._check(counts, lambda value: value >= 1, "a whole number of at least 1")
         temperatures = ("distill_temperature", "gate_temperature", "gate_temperature_end")
         self._check((*temperatures, "rate_window"), lambda value: value > 0, "a number above 0")
-        weights = ("rate_weight", "band", "information", "hints", "weight_decay")
+        weights = ("rate_weight", "band", "information", "certainty", "hints", "weight_decay")
         mixing = ("mixup", "cutmix")
         steps = ("lr", "gate_lr", "momentum", "warmup_epochs", "clip_grad")
         self._check((*weights, *mixing, *steps), lambda value: value >= 0, "0 or more")

@@ -174,7 +174,7 @@ def finetune(
             row = trainer.train_epoch(train, on_step, save, interrupted)
             judged = trainer.judged
             with kept_thresholds(judged):
-                row |= _validate(judged, val, flops, budget, config, quick=row["noise"] > 0)
+                row |= _validate(judged, val, objective, flops, config, quick=row["noise"] > 0)
                 row["best"] = row["val_top1"] >= max((r["val_top1"] for r in metrics), default=0)
                 metrics.append(row)
                 if row["best"]:
@@ -259,20 +259,21 @@ def _images(counts: dict[str, int]) -> str:
 def _validate(
     network: PixelNetwork,
     val: ImageSet,
+    objective: Objective,
     flops: NetworkFlops,
-    budget: Budget | None,
     config: FinetuneConfig,
     *,
     quick: bool,
 ) -> dict[str, Any]:
-    """Set the thresholds to the budget and measure with them; also say what it was without."""
+    """Set the thresholds to the budget and measure with them; tell the objective what it was."""
     row: dict[str, Any] = {}
     size, workers = config.batch_size, config.workers
-    if flops.gated_blocks and budget is not None:
+    if objective.gates and (budget := objective.budget) is not None:
         chosen = val.limited(CALIBRATION_IMAGES)
         found = calibrate(
             network, chosen, budget, flops, quick=quick, batch_size=size, workers=workers
         )
+        objective.land(found.rates)
         shift = fmean(map(abs, found.shifts))
         row |= {"threshold_shift": shift, "val_uncalibrated": found.before}
     trace = collect_trace(network, val, flops=flops, batch_size=size, workers=workers)

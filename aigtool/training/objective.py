@@ -18,12 +18,15 @@ from aigtool.losses import (
     network_rate_loss,
     per_layer_rate_loss,
     rate_band_loss,
+    uncertainty_loss,
 )
-from aigtool.training.config import FinetuneConfig
+from aigtool.training.config import FinetuneConfig, noise_at
 from aigtool.training.hints import hint_loss, recorded_features
 
 CARRIED = 8
 """Rate windows over which what rates miss their target by is asked for once more."""
+MOST_EXCESS = 0.1
+"""What new images are believed to execute more at most: early in a run gates still change much."""
 MOST_CARRIED = 0.25
 """What is carried at most: a gate that cannot move is not pushed ever harder."""
 
@@ -34,11 +37,14 @@ class Objective(nn.Module):
     The target falls from 1 to what is asked over ``target_ramp`` of the run. What the losses pull
     against each other would settle a little above it; so by how much rates have missed it is
     carried along and asked for as well, as a Lagrange multiplier is (Platt and Barr, NIPS 1987).
+    Gates are more certain of images that they were trained on: by how much more blocks new images
+    execute (``land``), the target is less.
 
     ``(1 - distill) * cross entropy + distill * T^2 * KL(teacher || network) + hints * hint loss +
-    rate_weight * target-rate loss + band * band loss + information * information loss``;
-    distillation is that of Hinton, Vinyals and Dean (2015), with T ``distill_temperature``. Its
-    state is the running rates and what is carried.
+    rate_weight * target-rate loss + band * band loss + information * information loss +
+    certainty * (1 - noise) * uncertainty loss``; distillation is that of Hinton, Vinyals and Dean
+    (2015), with T ``distill_temperature``. Its state is the running rates, what is carried and by
+    how much new images differ.
 
     Args:
         config: Options.
@@ -53,6 +59,7 @@ class Objective(nn.Module):
     weights: Tensor
     targets: Tensor
     carried: Tensor
+    excess: Tensor
 
     def __init__(
         self,
@@ -75,6 +82,7 @@ class Objective(nn.Module):
         self._teacher = (teacher,)  # in a tuple, lest its weights count as the objective's state
         window = min(config.rate_window, images / 50)
         self.running = RunningRates(len(gates), window)
+        self.running_argmax = RunningRates(len(gates), window)
         self.running_probabilities = RunningRates(len(gates), window)
         if gates:
             weights = torch.tensor(config.budget.weights(flops), dtype=torch.float32)
@@ -82,6 +90,7 @@ class Objective(nn.Module):
             self.register_buffer("weights", weights, persistent=False)
             self.register_buffer("targets", torch.tensor(wanted), persistent=False)
             self.register_buffer("carried", torch.zeros_like(self.targets))
+            self.register_buffer("excess", torch.zeros_like(self.targets))
 
     @contextmanager
     def watching(self, network: nn.Module) -> Iterator[None]:
@@ -139,12 +148,14 @@ class Objective(nn.Module):
             made = [decisions[name] for name in self.gates]
             rates = execution_rates(made)
             terms["execution_rate"] = rates.mean()
-            terms["argmax_rate"] = torch.stack(
+            argmax_rates = torch.stack(
                 [
                     (decision.logit > gate.threshold).float().mean()
                     for decision, gate in zip(made, self.gates.values(), strict=True)
                 ]
-            ).mean()
+            )
+            self.running_argmax(argmax_rates, len(labels))
+            terms["argmax_rate"] = argmax_rates.mean()
             rates = self.running(rates, len(labels))
             targets = self._targets(progress)
             terms["rate_loss"] = self.rate_loss(rates, targets).detach()
@@ -153,11 +164,14 @@ class Objective(nn.Module):
             if self.config.band:
                 band = rate_band_loss(rates, self.config.band_low, self.config.band_high)
                 loss = loss + self.config.band * band
+            probabilities = torch.stack([decision.logit.sigmoid() for decision in made])
             if self.config.information:
-                probabilities = torch.stack([decision.logit.sigmoid() for decision in made])
                 means = self.running_probabilities(probabilities.mean(1), len(labels))
                 information = information_loss(probabilities, means.clamp(0, 1))
                 loss = loss + self.config.information * information
+            if self.config.certainty:
+                quiet = 1 - noise_at(progress, self.config.noise_hold, self.config.noise_end)
+                loss = loss + self.config.certainty * quiet * uncertainty_loss(probabilities)
         return {"loss": loss, **terms}
 
     def task_loss(self, pixels: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
@@ -183,11 +197,24 @@ class Objective(nn.Module):
 
     def _targets(self, progress: float) -> Tensor:
         ramp = self.config.target_ramp
-        return 1 - (1 - self.targets) * (min(1.0, progress / ramp) if ramp else 1.0)
+        targets = self.targets - self.excess
+        return 1 - (1 - targets) * (min(1.0, progress / ramp) if ramp else 1.0)
 
     def _carry(self, missed: Tensor, images: int) -> None:
-        """Add what each gate's rate missed a target by; ``weights`` add up to 1."""
-        if not self.config.is_per_layer:
-            missed = (missed * self.weights).sum()
+        """Add what each gate's rate missed a target by."""
         share = min(1.0, images / self.running.window) / CARRIED
-        self.carried.add_(share * missed).clamp_(-MOST_CARRIED, MOST_CARRIED)
+        self.carried.add_(share * self._held(missed)).clamp_(-MOST_CARRIED, MOST_CARRIED)
+
+    def land(self, rates: Sequence[float]) -> None:
+        """Take up by how much more new images execute than those of training do, without noise.
+
+        Args:
+            rates: Each gate's execution rate over validation images, with thresholds as in
+                training.
+        """
+        more = torch.tensor(rates).to(self.weights) - self.running_argmax.mean
+        self.excess.copy_(self._held(more).clamp(-MOST_EXCESS, MOST_EXCESS))
+
+    def _held(self, rates: Tensor) -> Tensor:
+        """Return what is held to a target: each gate's rate, or that of the network."""
+        return rates if self.config.is_per_layer else (rates * self.weights).sum()
