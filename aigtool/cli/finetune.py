@@ -26,10 +26,10 @@ from aigtool.cli.options import (
 )
 from aigtool.cli.recipe import CONTEXT, Recipe, as_kept, read_recipe, takes_recipe
 from aigtool.cli.reporting import training_progress
+from aigtool.training.config import FinetuneConfig, read_settings
 
 if TYPE_CHECKING:
     from aigtool.budget import Budget
-    from aigtool.training.config import FinetuneConfig
 
 
 @takes_recipe
@@ -88,7 +88,7 @@ def finetune(
     download: Download = False,
     class_map: ClassMap = None,
     device: Device = "auto",
-    batch_size: BatchSize = 128,
+    batch_size: BatchSize = FinetuneConfig.batch_size,
     workers: Workers = 2,
     seed: Seed = 0,
     force: Force = False,
@@ -169,7 +169,7 @@ def finetune(
     )
 
 
-def _asked(budget: "Budget | None", config: "FinetuneConfig") -> str:
+def _asked(budget: "Budget | None", config: FinetuneConfig) -> str:
     if budget is None:
         return "every block"
     return f"{budget}{' on average, each gate its own' * config.is_per_layer}"
@@ -199,7 +199,6 @@ def _check_apart(folder: Path, *files: Path | None) -> None:
 def _stored(folder: Path, ctx: typer.Context, given: Mapping[str, Any]) -> dict[str, Any]:
     """Read a run's settings, and refuse others that were given beside ``--resume``."""
     from aigtool.errors import UserError
-    from aigtool.training.config import read_settings
 
     path = folder / "config.yaml"
     if not path.is_file():

@@ -29,6 +29,7 @@ from aigtool.cli.recipe import Recipe, read_recipe, takes_recipe
 from aigtool.cli.reporting import paired, training_progress
 from aigtool.errors import UserError
 from aigtool.output import check_output, records
+from aigtool.training.config import FinetuneConfig
 
 
 @takes_recipe
@@ -88,7 +89,7 @@ def sweep(
     download: Download = False,
     class_map: ClassMap = None,
     device: Device = "auto",
-    batch_size: BatchSize = 128,
+    batch_size: BatchSize = FinetuneConfig.batch_size,
     workers: Workers = 2,
     json: Json = False,
     quiet: Quiet = False,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
 
-from aigtool.data.augmentation import DEFAULT, Augmentation
+from aigtool.data.augmentation import DEFAULT, NO_POLICY, Augmentation
 from aigtool.data.images import ImageSet, Transform
 from aigtool.data.seeding import seeded
 from aigtool.errors import UserError
@@ -52,7 +52,7 @@ def train_transform(
 
     Args:
         spec: The network's input.
-        augmentation: What is done besides the crop.
+        augmentation: What is done besides the crop; what is not given, as for photographs.
         scale: Share of the image that a random crop takes, for inputs above ``SMALL`` pixels.
             Smaller ones are padded by an eighth and cropped, as He et al. (2016) do on CIFAR.
 
@@ -62,7 +62,8 @@ def train_transform(
     Raises:
         UserError: timm does not know the AutoAugment policy.
     """
-    hflip = 0.5 if augmentation.hflip is None else augmentation.hflip
+    augmentation = augmentation.completed(are_photographs=True)
+    hflip = cast(float, augmentation.hflip)
     try:
         crop, change, finish = create_transform(
             input_size=spec.size,
@@ -70,7 +71,7 @@ def train_transform(
             hflip=hflip,
             scale=scale,
             color_jitter=augmentation.color_jitter,
-            auto_augment=augmentation.aa,
+            auto_augment=None if augmentation.aa == NO_POLICY else augmentation.aa,
             re_prob=augmentation.reprob,
             interpolation=spec.interpolation,
             mean=_zeros(spec),

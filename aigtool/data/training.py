@@ -1,6 +1,6 @@
 """Images to train on and images to choose the best epoch by."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from aigtool.data.augmentation import DEFAULT, Augmentation
@@ -58,8 +58,7 @@ def open_training_images(
         raise UserError(
             f"validation fraction {val_fraction:g}: expected a share above 0 and below 1"
         )
-    if augmentation.hflip is None and source.name == DIGITS:
-        augmentation = replace(augmentation, hflip=0.0)
+    augmentation = augmentation.completed(are_photographs=source.name != DIGITS)
     training = train_transform(description.input, augmentation)
     plain = eval_transform(description.input)
     names = description.class_names

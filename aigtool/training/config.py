@@ -27,9 +27,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 TARGET_RATE = 0.6
 """What is asked for where no target is."""
-LR, LR_IMAGES, GATE_LR = 0.004, 128, 25.0
+LR, LR_IMAGES, GATE_LR = 0.01, 32, 25.0
 """Where none is given: the learning rate, the images a step it is for, what gates have of it."""
-_LR_OF = {"adam": 0.1, "sgd": 1.0, "momentum": 1.0, "nesterov": 1.0}
+_LR_OF = {"adam": 0.03, "sgd": 1.0, "momentum": 1.0, "nesterov": 1.0}
 """Of that learning rate, what optimisers with this in their names take; others must be told."""
 DISTILL, HINTS = 0.9, 10.0
 """The weights of distillation and of hints where none are given."""
@@ -70,8 +70,8 @@ class FinetuneConfig:
         hints: Weight of learning that network's features where stages end; 10, but 0 without
             distillation, or where the network to learn from has other stages.
         opt: timm's name of the optimiser.
-        lr: Learning rate of the network; 0.004 for 128 images a step, in proportion for others, a
-            tenth of that for Adam and its kin; others than these and SGD must be given theirs.
+        lr: Learning rate of the network; 0.01 for 32 images a step, by the square root for others,
+            0.03 of that for Adam and its kin; others than these and SGD must be given theirs.
         gate_lr: Learning rate of the gates; 25 times that of the network.
         momentum: Of the optimiser.
         weight_decay: Of the network's weights; gates, norms and biases have none.
@@ -113,11 +113,11 @@ such as 0.6
     targets: str | None = None
     baseline: Baseline = "none"
     epochs: int = 15
-    batch_size: int = 128
+    batch_size: int = 32
     target_ramp: float = 0.3
     rate_weight: float = 100.0
-    information: float = 4.0
-    certainty: float = 0.0
+    information: float = 3.0
+    certainty: float = 2.0
     band: float = 0.0
     band_low: float = 0.1
     band_high: float = 0.9
@@ -137,7 +137,7 @@ such as 0.6
     sched: str = "cosine"
     warmup_epochs: int = 0
     grad_accum_steps: int = 1
-    clip_grad: float = 0.0
+    clip_grad: float = 5.0
     model_ema_decay: float = 0.0
     smoothing: float = 0.0
     mixup: float = 0.0
@@ -172,15 +172,15 @@ such as 0.6
             can_hint: Whether the network to learn from has the same stages.
 
         Example:
-            >>> config = FinetuneConfig(batch_size=32)
+            >>> config = FinetuneConfig(batch_size=128)
             >>> config = config.completed(can_distill=True, is_trained=True)
             >>> config.lr, config.gate_lr, config.distill, config.norm_statistics
-            (0.001, 0.025, 0.9, 'kept')
+            (0.02, 0.5, 0.9, 'kept')
         """
         images = self.batch_size * self.grad_accum_steps
         lr, gate_lr = self.lr, self.gate_lr
         if lr is None and (kind := next((k for k in _LR_OF if k in self.opt.lower()), None)):
-            lr = LR * _LR_OF[kind] * images / LR_IMAGES
+            lr = LR * _LR_OF[kind] * math.sqrt(images / LR_IMAGES)
         if gate_lr is None and lr is not None:
             gate_lr = GATE_LR * lr
         distill = DISTILL * can_distill if self.distill is None else self.distill

@@ -191,6 +191,7 @@ CASES = {
     "no temperature": ([*FINETUNE, "--distill-temperature", "0"], "temperature 0: expected"),
     "no accumulation": ([*FINETUNE, "--grad-accum-steps", "0"], "grad accum steps 0: expected"),
     "negative information": ([*FINETUNE, "--information", "-1"], "information -1"),
+    "negative certainty": ([*FINETUNE, "--certainty", "-1"], "certainty -1"),
     "noise ends before": ([*FINETUNE, "--noise-end", "0.2"], "noise hold 0.3: expected at most"),
     "negative band": ([*FINETUNE, "--band", "-1"], "band -1"),
     "nothing to train": (
@@ -207,6 +208,10 @@ CASES = {
     "nothing to validate on": ([*FINETUNE, "--val-fraction", "0"], "validation fraction 0"),
     "hflip over 1": ([*FINETUNE, "--hflip", "2"], "hflip 2: expected 0 to 1"),
     "jitter over 1": ([*FINETUNE, "--color-jitter", "9"], "color jitter 9: expected 0 to 1"),
+    "jitter beside a policy": (
+        [*FINETUNE, "--color-jitter", "0.2", "--aa", "rand-m9"],
+        "color jitter 0.2 and aa rand-m9: expected one of them",
+    ),
     "unknown policy of aa": ([*FINETUNE, "--aa", "zzz"], "a policy that timm knows"),
     "erasing over 1": ([*FINETUNE, "--reprob", "2"], "reprob 2: expected 0 to 1"),
     "negative mixup": ([*FINETUNE, "--mixup", "-1"], "mixup -1: expected 0 or more"),

@@ -272,7 +272,7 @@ def test_augmentations_change_training_images_and_no_others() -> None:
     values = np.random.default_rng(0).integers(60, 190, (32, 32, 3), dtype=np.uint8)
     image = Image.fromarray(values)
     spec = InputSpec(size=(3, 32, 32), crop_pct=1.0)
-    still = Augmentation(hflip=0.0, color_jitter=0.0)
+    still = Augmentation(hflip=0.0, aa="none")
     plain = to_tensor(image)
 
     def drawn(augmentation: Augmentation) -> Tensor:
@@ -282,7 +282,7 @@ def test_augmentations_change_training_images_and_no_others() -> None:
 
     shifted = drawn(still)
     assert {*shifted.unique().tolist()} <= {*plain.unique().tolist(), 0.0}
-    for change in ({"color_jitter": 0.3}, {"aa": "rand-m9"}, {"reprob": 1.0}):
+    for change in ({"color_jitter": 0.3}, {"aa": None}, {"aa": "rand-m9"}, {"reprob": 1.0}):
         changed = drawn(dataclasses.replace(still, **change))  # type: ignore[arg-type]
         assert not torch.equal(changed, shifted), change
 

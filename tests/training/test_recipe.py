@@ -109,10 +109,10 @@ def test_schedules_fall_within_the_run(gated: Runs, sched: str, rates: list[floa
 
 
 @pytest.mark.parametrize(
-    ("opt", "lr"), [("sgd", 0.004), ("nesterov", 0.004), ("adamw", 0.0004), ("nadam", 0.0004)]
+    ("opt", "lr"), [("sgd", 0.02), ("nesterov", 0.02), ("adamw", 0.0006), ("nadam", 0.0006)]
 )
 def test_an_optimiser_has_a_learning_rate_of_its_kind(opt: str, lr: float) -> None:
-    config = FinetuneConfig(opt=opt).completed(can_distill=True, is_trained=True)
+    config = FinetuneConfig(opt=opt, batch_size=128).completed(can_distill=True, is_trained=True)
     assert config.lr == pytest.approx(lr)
     assert config.gate_lr == pytest.approx(25 * lr)
 
