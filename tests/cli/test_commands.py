@@ -251,7 +251,7 @@ def test_a_run_goes_on_where_it_was_stopped(
     aigtool("convert", "cifar_resnet20", "--num-classes", "3", "--out", other)
     resume = ["finetune", "--resume", str(tmp_path / "stopped")]
     for more, message in (
-        (["--lr", "0.5"], "the run was started with --lr 0.00025, not 0.5"),
+        (["--lr", "0.5"], "the run was started with --lr 0.005, not 0.5"),
         ([str(other)], "the run was started with MODEL"),
         (["--out", "elsewhere"], "--out was given with --resume"),
     ):
