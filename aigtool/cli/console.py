@@ -138,10 +138,11 @@ def progress(label: str, total: int, unit: str = "images") -> Iterator[Callable[
 
     Yields:
         A function of the number of units done since the last call, and perhaps ``about=`` with
-        figures to show beside.
+        figures to show beside; ``earlier=True`` says that they were not done just now, so that
+        they are no part of the rate.
     """
     if Settings.quiet:
-        yield lambda *_args, **_about: None
+        yield lambda *_args, **_options: None
         return
     if not err.is_terminal:
         yield _LogProgress(label, total, unit)
@@ -158,8 +159,12 @@ def progress(label: str, total: int, unit: str = "images") -> Iterator[Callable[
     ) as bar:
         task = bar.add_task(label, total=total, unit=unit, about="")
 
-        def advance(done: int, about: str = "") -> None:
-            bar.update(task, advance=done, about=about)
+        def advance(done: int, about: str = "", *, earlier: bool = False) -> None:
+            if earlier:
+                before = int(bar.tasks[0].completed)
+                bar.reset(task, completed=before + done, unit=unit, about=about)
+            else:
+                bar.update(task, advance=done, about=about)
 
         yield advance
 
@@ -167,16 +172,19 @@ def progress(label: str, total: int, unit: str = "images") -> Iterator[Callable[
 class _LogProgress:
     def __init__(self, label: str, total: int, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done = 0
+        self.done = self.earlier = 0
         self.start = self.last = time.monotonic()
 
-    def __call__(self, done: int, about: str = "") -> None:
+    def __call__(self, done: int, about: str = "", *, earlier: bool = False) -> None:
         self.done += done
         now = time.monotonic()
+        if earlier:
+            self.earlier, self.start = self.done, now
+            return
         if now - self.last < LOG_SECONDS:
             return
         self.last = now
-        rate = self.done / (now - self.start)
+        rate = (self.done - self.earlier) / (now - self.start)
         left = (self.total - self.done) / rate if rate else 0.0
         note(
             f"{self.label}: {self.done} of {self.total} {self.unit}, {rate:,.0f}/s, "

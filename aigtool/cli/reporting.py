@@ -50,17 +50,22 @@ def print_summaries(title: str, summaries: Mapping[str, dict[str, Any]]) -> None
 def training_progress(
     config: "FinetuneConfig", images: int, label: str = "training"
 ) -> Iterator[tuple[Callable[["StepReport"], None], Callable[[dict[str, Any]], None]]]:
-    """Show each step in the progress line and each epoch in a line of its own."""
+    """Show each step in the progress line and each epoch in a line of its own.
+
+    What is done by the first step is no part of the rate: of a run that goes on, it is what was
+    done before.
+    """
     with progress(label, config.epochs * images) as advance:
-        done = 0
+        done: int | None = None
 
         def on_step(step: "StepReport") -> None:
             nonlocal done
             now = (step.epoch - 1) * images + step.images
             advance(
-                now - done,
+                now - (done or 0),
                 about=f"epoch {step.epoch}/{config.epochs} loss {step.loss:.3f} "
                 f"top-1 {step.top1:.1f} % rate {step.execution_rate:.3f}",
+                earlier=done is None,
             )
             done = now
 
