@@ -64,6 +64,9 @@ from .losses import (
     RunningRates as RunningRates,
 )
 from .losses import (
+    decision_entropy as decision_entropy,
+)
+from .losses import (
     execution_rates as execution_rates,
 )
 from .losses import (
@@ -77,9 +80,6 @@ from .losses import (
 )
 from .losses import (
     rate_band_loss as rate_band_loss,
-)
-from .losses import (
-    uncertainty_loss as uncertainty_loss,
 )
 from .models.description import (
     Description as Description,

@@ -84,39 +84,47 @@ def rate_band_loss(rates: Tensor, low: float, high: float) -> Tensor:
     return ((low - rates).relu() + (rates - high).relu()).square().mean()
 
 
-def information_loss(probabilities: Tensor, means: Tensor) -> Tensor:
-    """Return ln 2 less the mean over gates of what a decision tells about the image, in nats.
+def information_loss(means: Tensor, uncertainty: Tensor, least: float = math.log(2)) -> Tensor:
+    """Return the mean over gates of how much less than ``least`` a decision tells of the image.
 
     The mutual information of a gate's decision and the image, H(mean p) - mean H(p), is zero for
     a gate that answers every image alike, with certainty or by chance, and ln 2 for one that is
     certain of every image, on for half of them. So it keeps gates both adaptive and
     deterministic, which a band of rates alone does not: a gate that executes at random has a rate
-    inside the band. It is the objective of Krause, Perona and Gomes (NIPS 2010) for clustering.
+    inside the band. It is the objective of Krause, Perona and Gomes (NIPS 2010) for clustering,
+    but that a gate which tells enough is free to be on for few images or for many: one that is
+    certain of each, and on for a tenth of them or for all but a tenth, tells 0.33 nats.
 
     Args:
-        probabilities: ``(gates, N)``, of executing each image of a minibatch.
-        means: ``(gates,)``, their means over images; running ones for small minibatches.
+        means: ``(gates,)``, probabilities of executing, over images.
+        uncertainty: ``(gates,)``, of ``decision_entropy``, over images.
+        least: In nats, at most ln 2.
 
     Example:
         >>> certain = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
-        >>> information_loss(certain, certain.mean(1)) / math.log(2)
+        >>> information_loss(certain.mean(1), decision_entropy(certain)) / math.log(2)
         tensor(0.5000)
+        >>> information_loss(certain.mean(1), decision_entropy(certain), least=0.3)
+        tensor(0.1500)
     """
-    told = _entropy(means) - _entropy(probabilities).mean(1)
-    return math.log(2) - told.mean()
+    return (least - (_entropy(means) - uncertainty)).relu().mean()
 
 
-def uncertainty_loss(probabilities: Tensor) -> Tensor:
-    """Return the mean entropy of decisions, in nats: zero for gates that end deterministic.
+def decision_entropy(probabilities: Tensor) -> Tensor:
+    """Return the mean entropy of each gate's decisions, in nats: zero for a certain gate.
 
     Args:
         probabilities: ``(gates, N)``, of executing each image of a minibatch.
 
+    Returns:
+        ``(gates,)``.
+
     Example:
-        >>> uncertainty_loss(torch.tensor([[0.5, 0.5], [1.0, 0.0]])) / math.log(2)
-        tensor(0.5000)
+        >>> bits = decision_entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]])) / math.log(2)
+        >>> bits.round(decimals=3)
+        tensor([1., 0.])
     """
-    return _entropy(probabilities).mean()
+    return _entropy(probabilities).mean(1)
 
 
 def _entropy(probability: Tensor) -> Tensor:
@@ -126,7 +134,7 @@ def _entropy(probability: Tensor) -> Tensor:
 
 
 class RunningRates(nn.Module):
-    """Execution rates over the latest images, however small the minibatches.
+    """Execution rates, or other means, over the latest images, however small the minibatches.
 
     The rate over a few images is noise: squared, it adds its variance to a loss, whose gradient
     then drives gates to 0 or 1. So the value is an average over images that forgets

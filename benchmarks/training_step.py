@@ -47,8 +47,9 @@ def stepper(
         if gates:
             rates = running(aigtool.execution_rates(decisions.values()), len(images))
             probabilities = torch.stack([made.logit.sigmoid() for made in decisions.values()])
-            value = value + 100 * aigtool.network_rate_loss(rates, 0.6)
-            value = value + 4 * aigtool.information_loss(probabilities, probabilities.mean(1))
+            means, uncertainty = probabilities.mean(1), aigtool.decision_entropy(probabilities)
+            value = value + 100 * aigtool.network_rate_loss(rates, 0.6) + 2 * uncertainty.mean()
+            value = value + 10 * aigtool.information_loss(means, uncertainty, least=0.3)
         return value
 
     run = torch.compile(network) if compiled else network

@@ -10,12 +10,12 @@ from aigtool.errors import UserError
 from aigtool.gates import Decision, straight_through
 from aigtool.losses import (
     RunningRates,
+    decision_entropy,
     execution_rates,
     information_loss,
     network_rate_loss,
     per_layer_rate_loss,
     rate_band_loss,
-    uncertainty_loss,
 )
 
 RATES = st.lists(st.floats(0, 1), min_size=1, max_size=60)
@@ -131,7 +131,7 @@ def test_information_is_the_entropy_that_the_image_takes_away(rows: list[list[fl
     apart = kl_divergence(
         Bernoulli(probabilities), Bernoulli(means[:, None].expand_as(probabilities))
     ).mean()
-    loss = information_loss(probabilities, means)
+    loss = information_loss(means, decision_entropy(probabilities))
     torch.testing.assert_close(loss, math.log(2) - apart)
     assert -1e-9 <= loss <= math.log(2) + 1e-9
 
@@ -139,14 +139,18 @@ def test_information_is_the_entropy_that_the_image_takes_away(rows: list[list[fl
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
 def test_uncertainty_is_the_entropy_of_decisions(row: list[float]) -> None:
     probabilities = torch.tensor([row], dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
-    expected = Bernoulli(probabilities).entropy().mean()
-    torch.testing.assert_close(uncertainty_loss(probabilities), expected)
+    expected = Bernoulli(probabilities).entropy().mean(1)
+    torch.testing.assert_close(decision_entropy(probabilities), expected)
+
+
+def information_of(probabilities: torch.Tensor) -> torch.Tensor:
+    return information_loss(probabilities.mean(1), decision_entropy(probabilities))
 
 
 def test_information_wants_gates_certain_and_images_told_apart() -> None:
     def loss_of(*row: float) -> float:
         probabilities = torch.tensor([row])
-        return information_loss(probabilities, probabilities.mean(1)).item()
+        return information_of(probabilities).item()
 
     assert loss_of(0.0, 1.0) == pytest.approx(0.0, abs=1e-5)
     assert loss_of(0.1, 0.9) == pytest.approx(0.3251, abs=1e-4)  # H(0.1), in nats
@@ -157,7 +161,16 @@ def test_information_wants_gates_certain_and_images_told_apart() -> None:
 def test_information_of_saturated_gates_has_a_gradient() -> None:
     logits = torch.tensor([[-200.0, 200.0, 0.0], [200.0, 200.0, 200.0]], requires_grad=True)
     probabilities = logits.sigmoid()
-    (gradient,) = torch.autograd.grad(
-        information_loss(probabilities, probabilities.mean(1)), logits
-    )
+    (gradient,) = torch.autograd.grad(information_of(probabilities), logits)
     assert gradient.isfinite().all()
+
+
+def test_a_gate_that_tells_enough_is_free() -> None:
+    """Certain gates, open for 1, 2 and 5 of 10 images: H(0.1) = 0.325, H(0.2) = 0.500, ln 2."""
+    rates = torch.tensor([0.1, 0.2, 0.5], requires_grad=True)
+    loss = information_loss(rates, torch.zeros(3), least=0.4)
+    assert loss.item() == pytest.approx((0.4 - 0.3251) / 3, abs=1e-4)
+    loss.backward()
+    assert rates.grad is not None
+    # d/dq -H(q) = ln(q / (1 - q)): the first is drawn to a half, the others are left alone.
+    torch.testing.assert_close(rates.grad, torch.tensor([math.log(0.1 / 0.9) / 3, 0.0, 0.0]))

@@ -53,6 +53,9 @@ class FinetuneConfig:
         target_ramp: Share of the run over which the target falls to this from 1.
         rate_weight: Weight of the target-rate loss beside cross entropy.
         information: Weight of the loss that keeps decisions telling images apart.
+        least_information: In nats, what each gate's decisions should tell of the image; the loss
+            asks for no more. A gate that is certain tells 0.33 when it is open for a tenth of the
+            images or for nine tenths, and ln 2, the most, when it is open for half of them.
         certainty: Weight, as the noise falls, of the loss that makes each decision certain.
         band: Weight of the loss that keeps each gate's rate between band_low and band_high.
         band_low: Lower end of the band.
@@ -116,7 +119,8 @@ such as 0.6
     batch_size: int = 32
     target_ramp: float = 0.3
     rate_weight: float = 100.0
-    information: float = 3.0
+    information: float = 10.0
+    least_information: float = 0.3
     certainty: float = 2.0
     band: float = 0.0
     band_low: float = 0.1
@@ -230,6 +234,9 @@ such as 0.6
         self._check(counts, lambda value: value >= 1, "a whole number of at least 1")
         temperatures = ("distill_temperature", "gate_temperature", "gate_temperature_end")
         self._check((*temperatures, "rate_window"), lambda value: value > 0, "a number above 0")
+        self._check(
+            ("least_information",), lambda value: 0 <= value <= math.log(2), "0 to ln 2, 0.693"
+        )
         weights = ("rate_weight", "band", "information", "certainty", "hints", "weight_decay")
         mixing = ("mixup", "cutmix")
         steps = ("lr", "gate_lr", "momentum", "warmup_epochs", "clip_grad")

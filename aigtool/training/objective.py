@@ -13,12 +13,12 @@ from aigtool.flops import NetworkFlops
 from aigtool.gates import Decision, Gate
 from aigtool.losses import (
     RunningRates,
+    decision_entropy,
     execution_rates,
     information_loss,
     network_rate_loss,
     per_layer_rate_loss,
     rate_band_loss,
-    uncertainty_loss,
 )
 from aigtool.training.config import FinetuneConfig, noise_at
 from aigtool.training.hints import hint_loss, recorded_features
@@ -42,9 +42,9 @@ class Objective(nn.Module):
 
     ``(1 - distill) * cross entropy + distill * T^2 * KL(teacher || network) + hints * hint loss +
     rate_weight * target-rate loss + band * band loss + information * information loss +
-    certainty * (1 - noise) * uncertainty loss``; distillation is that of Hinton, Vinyals and Dean
-    (2015), with T ``distill_temperature``. Its state is the running rates, what is carried and by
-    how much new images differ.
+    certainty * (1 - noise) * mean decision entropy``; distillation is that of Hinton, Vinyals and
+    Dean (2015), with T ``distill_temperature``. Its state is the running means, what is carried and
+    by how much new images differ.
 
     Args:
         config: Options.
@@ -84,6 +84,7 @@ class Objective(nn.Module):
         self.running = RunningRates(len(gates), window)
         self.running_argmax = RunningRates(len(gates), window)
         self.running_probabilities = RunningRates(len(gates), window)
+        self.running_uncertainty = RunningRates(len(gates), window)
         if gates:
             weights = torch.tensor(config.budget.weights(flops), dtype=torch.float32)
             wanted = self.layer_targets if config.is_per_layer else config.budget.mean_rate(flops)
@@ -165,13 +166,17 @@ class Objective(nn.Module):
                 band = rate_band_loss(rates, self.config.band_low, self.config.band_high)
                 loss = loss + self.config.band * band
             probabilities = torch.stack([decision.logit.sigmoid() for decision in made])
+            uncertainty = decision_entropy(probabilities)
             if self.config.information:
-                means = self.running_probabilities(probabilities.mean(1), len(labels))
-                information = information_loss(probabilities, means.clamp(0, 1))
+                information = information_loss(
+                    self.running_probabilities(probabilities.mean(1), len(labels)).clamp(0, 1),
+                    self.running_uncertainty(uncertainty, len(labels)),
+                    self.config.least_information,
+                )
                 loss = loss + self.config.information * information
             if self.config.certainty:
                 quiet = 1 - noise_at(progress, self.config.noise_hold, self.config.noise_end)
-                loss = loss + self.config.certainty * quiet * uncertainty_loss(probabilities)
+                loss = loss + self.config.certainty * quiet * uncertainty.mean()
         return {"loss": loss, **terms}
 
     def task_loss(self, pixels: Tensor, labels: Tensor, logits: Tensor) -> Tensor:

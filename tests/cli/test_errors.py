@@ -191,6 +191,10 @@ CASES = {
     "no temperature": ([*FINETUNE, "--distill-temperature", "0"], "temperature 0: expected"),
     "no accumulation": ([*FINETUNE, "--grad-accum-steps", "0"], "grad accum steps 0: expected"),
     "negative information": ([*FINETUNE, "--information", "-1"], "information -1"),
+    "too much information": (
+        [*FINETUNE, "--least-information", "0.7"],
+        "least information 0.7: expected 0 to ln 2, 0.693",
+    ),
     "negative certainty": ([*FINETUNE, "--certainty", "-1"], "certainty -1"),
     "noise ends before": ([*FINETUNE, "--noise-end", "0.2"], "noise hold 0.3: expected at most"),
     "negative band": ([*FINETUNE, "--band", "-1"], "band -1"),

@@ -10,7 +10,7 @@ from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from aigtool.flops import BlockFlops, NetworkFlops
 from aigtool.gates import Decision, Gate
-from aigtool.losses import information_loss
+from aigtool.losses import decision_entropy, information_loss
 from aigtool.training.config import FinetuneConfig
 from aigtool.training.objective import Objective
 
@@ -87,9 +87,9 @@ def test_rates_and_losses_by_hand(gates: dict[str, Gate]) -> None:
     band = replace(plain, rate_weight=0.0, band=2.0, band_low=0.5, band_high=0.7)
     assert terms(band, gates)["loss"] == pytest.approx(task + 2 * (0.1**2 + 0.1**2) / 2, abs=1e-6)
 
-    told = replace(plain, rate_weight=0.0, information=3.0)
+    told = replace(plain, rate_weight=0.0, information=3.0, least_information=0.6)
     made = torch.stack([decision.logit.sigmoid() for decision in decisions().values()])
-    expected = task + 3 * information_loss(made, made.mean(1)).item()
+    expected = task + 3 * information_loss(made.mean(1), decision_entropy(made), 0.6).item()
     assert terms(told, gates)["loss"] == pytest.approx(expected, abs=1e-6)
 
 
