@@ -49,7 +49,7 @@ def stepper(
             probabilities = torch.stack([made.logit.sigmoid() for made in decisions.values()])
             means, uncertainty = probabilities.mean(1), aigtool.decision_entropy(probabilities)
             value = value + 100 * aigtool.network_rate_loss(rates, 0.6) + 2 * uncertainty.mean()
-            value = value + 10 * aigtool.information_loss(means, uncertainty, least=0.3)
+            value = value + 10 * aigtool.information_loss(means, uncertainty, least=0.25)
         return value
 
     run = torch.compile(network) if compiled else network

@@ -33,6 +33,8 @@ _LR_OF = {"adam": 0.03, "sgd": 1.0, "momentum": 1.0, "nesterov": 1.0}
 """Of that learning rate, what optimisers with this in their names take; others must be told."""
 DISTILL, HINTS = 0.9, 10.0
 """The weights of distillation and of hints where none are given."""
+SETTLE = 0.45
+"""Share of the run over which gates settle where none is given."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ class FinetuneConfig:
         lr: Learning rate of the network; 0.01 for 32 images a step, by the square root for others,
             0.03 of that for Adam and its kin; others than these and SGD must be given theirs.
         gate_lr: Learning rate of the gates; 25 times that of the network.
+        gate_settle: Share of the run over which gates settle: their learning rate falls to that of
+            the network, and then their norms keep their statistics, so that the network learns
+            with the gates that it will have; 0.45, but 1 where gates alone are trained.
         momentum: Of the optimiser.
         weight_decay: Of the network's weights; gates, norms and biases have none.
         sched: timm's name of the learning-rate schedule; step falls to a tenth after each third of
@@ -120,14 +125,14 @@ such as 0.6
     target_ramp: float = 0.3
     rate_weight: float = 100.0
     information: float = 10.0
-    least_information: float = 0.3
+    least_information: float = 0.25
     certainty: float = 2.0
     band: float = 0.0
     band_low: float = 0.1
     band_high: float = 0.9
     rate_window: float = 1024.0
-    noise_hold: float = 0.3
-    noise_end: float = 0.8
+    noise_hold: float = 0.15
+    noise_end: float = 0.4
     gate_temperature: float = 1.0
     gate_temperature_end: float = 1.0
     distill: float | None = None
@@ -136,6 +141,7 @@ such as 0.6
     opt: str = "sgd"
     lr: float | None = None
     gate_lr: float | None = None
+    gate_settle: float | None = None
     momentum: float = 0.9
     weight_decay: float = 1e-4
     sched: str = "cosine"
@@ -189,10 +195,18 @@ such as 0.6
             gate_lr = GATE_LR * lr
         distill = DISTILL * can_distill if self.distill is None else self.distill
         hints = HINTS * (can_hint and distill > 0) if self.hints is None else self.hints
+        settle = SETTLE if self.train == "all" else 1.0
+        settle = settle if self.gate_settle is None else self.gate_settle
         keeps = is_trained or self.train == "gates"
         norms = self.norm_statistics or ("kept" if keeps else "batch")
         return replace(
-            self, lr=lr, gate_lr=gate_lr, distill=distill, hints=hints, norm_statistics=norms
+            self,
+            lr=lr,
+            gate_lr=gate_lr,
+            gate_settle=settle,
+            distill=distill,
+            hints=hints,
+            norm_statistics=norms,
         )
 
     def __post_init__(self) -> None:
@@ -251,6 +265,7 @@ such as 0.6
             "band_high",
         )
         self._check(shares, lambda value: 0 <= value <= 1, "0 to 1")
+        self._check(("gate_settle",), lambda value: 0 < value <= 1, "above 0, and 1 at most")
         self._check(("seed",), lambda value: 0 <= value < 2**32, "0 to 4294967295")
         self._check(("model_ema_decay",), lambda value: 0 <= value < 1, "0 or more, and under 1")
         ends = self.noise_end, self.band_high

@@ -1,5 +1,6 @@
 """Optimiser and learning-rate schedule, by timm's names."""
 
+import math
 from typing import Any
 
 import torch
@@ -61,6 +62,25 @@ def make_optimizer(
     return optimizer, scheduler
 
 
+def settle_gates(optimizer: torch.optim.Optimizer, config: FinetuneConfig, progress: float) -> None:
+    """Lower the gates' learning rate to that of the network, as a cosine, over ``gate_settle``.
+
+    Gates that still move are a target that moves for the network: it learns fastest once they have
+    settled, and should have most of its learning rate left then.
+
+    Args:
+        optimizer: Of ``make_optimizer``, with the learning rates that the schedule set.
+        config: Completed options.
+        progress: How much of the run is done, 0..1.
+    """
+    group = optimizer.param_groups[-1]
+    if not (group.get("of_gates") and config.lr and config.gate_lr and config.gate_settle):
+        return
+    left = (1 + math.cos(math.pi * min(1.0, progress / config.gate_settle))) / 2
+    last = min(1.0, config.lr / config.gate_lr)
+    group["lr"] *= last + (1 - last) * left
+
+
 def _falls(config: FinetuneConfig) -> dict[str, Any]:
     """Return when a schedule that falls by steps does: timm's defaults are for 300 epochs."""
     if config.sched == "step":
@@ -77,6 +97,6 @@ def _parameter_groups(network: nn.Module, config: FinetuneConfig) -> list[dict[s
     groups = [
         {"params": [p for p in own if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0},
-        {"params": of_gates, "weight_decay": 0.0, "lr": config.gate_lr},
+        {"params": of_gates, "weight_decay": 0.0, "lr": config.gate_lr, "of_gates": True},
     ]
     return [group for group in groups if group["params"]]

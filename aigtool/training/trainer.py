@@ -20,7 +20,7 @@ from aigtool.models.description import PixelNetwork
 from aigtool.training.config import FinetuneConfig, noise_at, temperature_at
 from aigtool.training.mixing import make_mixing
 from aigtool.training.objective import Objective
-from aigtool.training.optimization import make_optimizer
+from aigtool.training.optimization import make_optimizer, settle_gates
 
 SAVE_SECONDS = 240.0
 """All state is saved when a step ends this long after the last time, and after each epoch."""
@@ -201,6 +201,7 @@ class Trainer:
         for gate in self.gates.values():
             gate.noise = noise_at(progress, config.noise_hold, config.noise_end)
             gate.temperature = temperature
+            gate.norm.train(progress < (config.gate_settle or 1.0))
         pixels, labels = self.mix(pixels, labels)
         with torch.autocast(
             self.device.type,
@@ -222,6 +223,7 @@ class Trainer:
 
     def _step(self) -> None:
         self.scheduler.step_update(self.done)
+        settle_gates(self.optimizer, self.config, self._progress(self.done))
         if self.config.clip_grad:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)

@@ -196,7 +196,9 @@ CASES = {
         "least information 0.7: expected 0 to ln 2, 0.693",
     ),
     "negative certainty": ([*FINETUNE, "--certainty", "-1"], "certainty -1"),
-    "noise ends before": ([*FINETUNE, "--noise-end", "0.2"], "noise hold 0.3: expected at most"),
+    "noise ends before": ([*FINETUNE, "--noise-end", "0.1"], "noise hold 0.15: expected at most"),
+    "gates never settle": ([*FINETUNE, "--gate-settle", "0"], "gate settle 0: expected above 0"),
+    "gates settle after the run": ([*FINETUNE, "--gate-settle", "2"], "gate settle 2: expected"),
     "negative band": ([*FINETUNE, "--band", "-1"], "band -1"),
     "nothing to train": (
         ["finetune", "--data", "images"],

@@ -96,8 +96,10 @@ def test_a_run_learns_and_leaves_every_file(
     before = copy.deepcopy(model.network.state_dict())
     steps: list[StepReport] = []
     out = tmp_path / "run"
+    # The target falls meanwhile: at its usual weight it would hide what is learnt.
+    config = replace(FAST, noise_hold=0.3, noise_end=0.8, rate_weight=1.0)
     result = finetune(
-        model, train, val, FAST, out=out, context={"data": "made"}, on_step=steps.append
+        model, train, val, config, out=out, context={"data": "made"}, on_step=steps.append
     )
     assert {path.name for path in out.iterdir()} == FILES
     assert len(steps) == 9
@@ -237,7 +239,7 @@ def test_a_run_ends_within_its_budget(
         assert summary[name] == pytest.approx(row[f"val_{name}"])
     spent = summary["flops_fraction" if "target_flops" in options else "execution_rate"]
     (asked,) = options.values()
-    assert spent <= asked
+    assert spent <= asked + 1e-9  # one gate and image less or more is 1/108 of the blocks
     assert row["val_uncalibrated"] != pytest.approx(spent)
     stored = load_model(tmp_path / "run" / "best.safetensors").network
     thresholds = [gate.threshold.item() for _, gate in named_gates(stored)]

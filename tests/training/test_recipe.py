@@ -1,7 +1,9 @@
 """Each part of the recipe does what it is named for."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from aigtool.models.files import Model
 from aigtool.training.config import FinetuneConfig
 from aigtool.training.loop import FinetuneResult, finetune
 from aigtool.training.mixing import make_mixing
-from aigtool.training.optimization import make_optimizer
+from aigtool.training.optimization import make_optimizer, settle_gates
 
 PLAIN = FinetuneConfig(
     epochs=1, batch_size=8, lr=0.01, gate_lr=0.1, norm_statistics="batch", weight_decay=0.0
@@ -106,6 +108,50 @@ def test_schedules_fall_within_the_run(gated: Runs, sched: str, rates: list[floa
         schedule.step_update(10 * epoch)
         given.append(optimizer.param_groups[0]["lr"])
     assert given == pytest.approx(rates, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("gate_lr", "rates"),
+    [(1.0, [1, 0.55, 0.1, 0.1]), (0.05, [0.05] * 4), (0.0, [0.0] * 4)],
+    ids=["falls", "slower than the network", "still"],
+)
+def test_gates_settle_at_the_learning_rate_of_the_network(
+    gated: Runs, gate_lr: float, rates: list[float]
+) -> None:
+    """Half a cosine from theirs to the network's, on top of the schedule; never a rise."""
+    config = replace(PLAIN, lr=0.1, gate_lr=gate_lr, gate_settle=0.5, sched="constant")
+    optimizer, schedule = make_optimizer(gated.network, config, 100)
+    given = []
+    for step in (0, 25, 50, 75):
+        schedule.step_update(step)
+        settle_gates(optimizer, config, step / 100)
+        given.append([group["lr"] for group in optimizer.param_groups])
+    assert [row[-1] for row in given] == pytest.approx(rates)
+    assert all(row[:-1] == [0.1, 0.1] for row in given)
+
+
+def test_settled_gates_keep_their_norms_statistics(gated: Runs) -> None:
+    """Of twelve steps the first six, from 0 to 5/11 of the run; the gates learn in all."""
+    norm = next(gate for _, gate in named_gates(gated.network)).norm
+    counts: list[int] = []
+    run = replace(PLAIN, epochs=4, gate_settle=0.5)
+    hook = norm.register_forward_hook(lambda norm, *_: counts.append(int(norm.num_batches_tracked)))
+    gated(run)
+    hook.remove()
+    assert max(counts) == counts[-1] == 6
+    steps = [weights["layer1.0.gate.fc1.weight"] for weights in gated.weights]
+    assert len(steps) == 13
+    assert not any(torch.equal(*pair) for pair in itertools.pairwise(steps))
+
+
+@pytest.mark.parametrize(
+    ("options", "share"), [({}, 0.45), ({"train": "gates"}, 1.0), ({"gate_settle": 0.2}, 0.2)]
+)
+def test_gates_trained_alone_have_no_network_to_settle_for(
+    options: dict[str, Any], share: float
+) -> None:
+    config = FinetuneConfig(**options).completed(can_distill=True, is_trained=True)
+    assert config.gate_settle == share
 
 
 @pytest.mark.parametrize(
