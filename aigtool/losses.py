@@ -84,7 +84,9 @@ def rate_band_loss(rates: Tensor, low: float, high: float) -> Tensor:
     return ((low - rates).relu() + (rates - high).relu()).square().mean()
 
 
-def information_loss(means: Tensor, uncertainty: Tensor, least: float = math.log(2)) -> Tensor:
+def information_loss(
+    means: Tensor, uncertainty: Tensor, least: float = math.log(2), share: float = 1.0
+) -> Tensor:
     """Return the mean over gates of how much less than ``least`` a decision tells of the image.
 
     The mutual information of a gate's decision and the image, H(mean p) - mean H(p), is zero for
@@ -93,12 +95,15 @@ def information_loss(means: Tensor, uncertainty: Tensor, least: float = math.log
     deterministic, which a band of rates alone does not: a gate that executes at random has a rate
     inside the band. It is the objective of Krause, Perona and Gomes (NIPS 2010) for clustering,
     but that a gate which tells enough is free to be on for few images or for many: one that is
-    certain of each, and on for a tenth of them or for all but a tenth, tells 0.33 nats.
+    certain of each, and on for a tenth of them or for all but a tenth, tells 0.33 nats. Some
+    blocks are worth running for every image: with a ``share`` below 1 the loss is zero already
+    when so many of the gates tell enough and the others nothing, whichever they are.
 
     Args:
         means: ``(gates,)``, probabilities of executing, over images.
         uncertainty: ``(gates,)``, of ``decision_entropy``, over images.
         least: In nats, at most ln 2.
+        share: Of the gates, 0..1.
 
     Example:
         >>> certain = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
@@ -106,8 +111,11 @@ def information_loss(means: Tensor, uncertainty: Tensor, least: float = math.log
         tensor(0.5000)
         >>> information_loss(certain.mean(1), decision_entropy(certain), least=0.3)
         tensor(0.1500)
+        >>> information_loss(certain.mean(1), decision_entropy(certain), least=0.3, share=0.5)
+        tensor(0.)
     """
-    return (least - (_entropy(means) - uncertainty)).relu().mean()
+    missing = (least - (_entropy(means) - uncertainty)).relu().mean()
+    return (missing - (1 - share) * least).relu()
 
 
 def decision_entropy(probabilities: Tensor) -> Tensor:

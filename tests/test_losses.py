@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -174,3 +175,11 @@ def test_a_gate_that_tells_enough_is_free() -> None:
     assert rates.grad is not None
     # d/dq -H(q) = ln(q / (1 - q)): the first is drawn to a half, the others are left alone.
     torch.testing.assert_close(rates.grad, torch.tensor([math.log(0.1 / 0.9) / 3, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize(("share", "missing"), [(1.0, 0.2), (0.75, 0.1), (0.5, 0.0), (0.25, 0.0)])
+def test_information_is_asked_of_a_share_of_the_gates(share: float, missing: float) -> None:
+    """Two of four certain gates answer all images alike and tell nothing, whichever they are."""
+    for order in itertools.permutations([0.0, 1.0, 0.5, 0.5]):
+        loss = information_loss(torch.tensor(order), torch.zeros(4), least=0.4, share=share)
+        assert loss.item() == pytest.approx(missing, abs=1e-4)

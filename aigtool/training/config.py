@@ -33,7 +33,7 @@ _LR_OF = {"adam": 0.03, "sgd": 1.0, "momentum": 1.0, "nesterov": 1.0}
 """Of that learning rate, what optimisers with this in their names take; others must be told."""
 DISTILL, HINTS = 0.9, 10.0
 """The weights of distillation and of hints where none are given."""
-SETTLE = 0.45
+SETTLE = 0.5
 """Share of the run over which gates settle where none is given."""
 
 
@@ -58,6 +58,8 @@ class FinetuneConfig:
         least_information: In nats, what each gate's decisions should tell of the image; the loss
             asks for no more. A gate that is certain tells 0.33 when it is open for a tenth of the
             images or for nine tenths, and ln 2, the most, when it is open for half of them.
+        informed_share: Share of the gates that should; the network chooses which, and may execute
+            the blocks of the others for every image, or for none.
         certainty: Weight, as the noise falls, of the loss that makes each decision certain.
         band: Weight of the loss that keeps each gate's rate between band_low and band_high.
         band_low: Lower end of the band.
@@ -80,7 +82,7 @@ class FinetuneConfig:
         gate_lr: Learning rate of the gates; 25 times that of the network.
         gate_settle: Share of the run over which gates settle: their learning rate falls to that of
             the network, and then their norms keep their statistics, so that the network learns
-            with the gates that it will have; 0.45, but 1 where gates alone are trained.
+            with the gates that it will have; 0.5, but 1 where gates alone are trained.
         momentum: Of the optimiser.
         weight_decay: Of the network's weights; gates, norms and biases have none.
         sched: timm's name of the learning-rate schedule; step falls to a tenth after each third of
@@ -126,6 +128,7 @@ such as 0.6
     rate_weight: float = 100.0
     information: float = 10.0
     least_information: float = 0.25
+    informed_share: float = 0.7
     certainty: float = 2.0
     band: float = 0.0
     band_low: float = 0.1
@@ -256,6 +259,7 @@ such as 0.6
         steps = ("lr", "gate_lr", "momentum", "warmup_epochs", "clip_grad")
         self._check((*weights, *mixing, *steps), lambda value: value >= 0, "0 or more")
         shares = (
+            "informed_share",
             "noise_hold",
             "noise_end",
             "target_ramp",

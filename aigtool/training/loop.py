@@ -3,7 +3,7 @@
 import copy
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,8 +44,6 @@ from aigtool.training.trainer import Networks, StepReport, Trainer, is_trained
 
 CALIBRATION_IMAGES = 2000
 """Each epoch's thresholds are set on at most so many validation images."""
-CAREFUL = 0.8
-"""Share of the run from which they are set gate by gate, which takes many more passes."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,9 @@ def finetune(
 
     After each epoch the thresholds that keep the network to the budget under the argmax policy
     are looked for on validation images (``calibrate``), and the accuracy is measured with them:
-    the best epoch is the one with the highest, the later of equals. Training goes on with the
-    thresholds as they were. On one CPU a run that was stopped and resumed ends with the weights of
-    one that never was.
+    the best epoch is the last one within a standard error of the highest. Training goes on with
+    the thresholds as they were. On one CPU a run that was stopped and resumed ends with the weights
+    of one that never was.
 
     Args:
         model: From ``convert`` or a model file; its network is changed.
@@ -176,9 +174,9 @@ def finetune(
             row = trainer.train_epoch(train, on_step, save, interrupted)
             judged = trainer.judged
             with kept_thresholds(judged):
-                row |= _validate(judged, val, objective, flops, row["epoch"])
-                row["best"] = row["val_top1"] >= max((r["val_top1"] for r in metrics), default=0)
+                row |= _validate(judged, val, objective, flops)
                 metrics.append(row)
+                row["best"] = is_best(metrics)
                 if row["best"]:
                     save_model(folder.best, judged.network, _told(description, row, config, budget))
             folder.write_metrics(metrics)
@@ -191,6 +189,26 @@ def finetune(
     save_model(folder.best, done.network, done.description)
     save(finished=True)
     return FinetuneResult(done, epoch, metrics, budget)
+
+
+def is_best(metrics: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether the last epoch is as accurate as any, within that one's standard error.
+
+    The highest of many counts of right answers is luck in part, and the learning rate falls: of
+    epochs that validation images do not tell apart the last is trained best. It is the
+    one-standard-error rule of Breiman et al., Classification and Regression Trees (1984), 3.4.3.
+
+    Args:
+        metrics: A row an epoch, with ``val_top1`` and ``val_top1_stderr`` in percent.
+
+    Example:
+        >>> rows = [{"val_top1": top1, "val_top1_stderr": 2.0} for top1 in (80, 90, 89, 87)]
+        >>> [is_best(rows[:epoch]) for epoch in (1, 2, 3, 4)]
+        [True, True, True, False]
+    """
+    highest = max(metrics, key=lambda row: row["val_top1"])
+    least = highest["val_top1"] - highest["val_top1_stderr"]
+    return bool(metrics[-1]["val_top1"] >= least)
 
 
 def _finished(
@@ -263,16 +281,15 @@ def _validate(
     val: ImageSet,
     objective: Objective,
     flops: NetworkFlops,
-    epoch: int,
 ) -> dict[str, Any]:
     """Set the thresholds to the budget and measure with them; tell the objective what it was."""
     row: dict[str, Any] = {}
     config = objective.config
     size, workers = config.batch_size, config.workers
     if objective.gates and (budget := objective.budget) is not None:
-        chosen, quick = val.limited(CALIBRATION_IMAGES), epoch < CAREFUL * config.epochs
+        chosen = val.limited(CALIBRATION_IMAGES)
         found = calibrate(
-            network, chosen, budget, flops, quick=quick, batch_size=size, workers=workers
+            network, chosen, budget, flops, quick=True, batch_size=size, workers=workers
         )
         objective.land(found.rates)
         shift = fmean(map(abs, found.shifts))

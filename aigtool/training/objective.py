@@ -172,6 +172,7 @@ class Objective(nn.Module):
                     self.running_probabilities(probabilities.mean(1), len(labels)).clamp(0, 1),
                     self.running_uncertainty(uncertainty, len(labels)),
                     self.config.least_information,
+                    self.config.informed_share,
                 )
                 loss = loss + self.config.information * information
             if self.config.certainty:

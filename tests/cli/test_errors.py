@@ -195,6 +195,7 @@ CASES = {
         [*FINETUNE, "--least-information", "0.7"],
         "least information 0.7: expected 0 to ln 2, 0.693",
     ),
+    "more than all informed": ([*FINETUNE, "--informed-share", "2"], "informed share 2: expected"),
     "negative certainty": ([*FINETUNE, "--certainty", "-1"], "certainty -1"),
     "noise ends before": ([*FINETUNE, "--noise-end", "0.1"], "noise hold 0.15: expected at most"),
     "gates never settle": ([*FINETUNE, "--gate-settle", "0"], "gate settle 0: expected above 0"),

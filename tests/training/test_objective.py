@@ -87,9 +87,11 @@ def test_rates_and_losses_by_hand(gates: dict[str, Gate]) -> None:
     band = replace(plain, rate_weight=0.0, band=2.0, band_low=0.5, band_high=0.7)
     assert terms(band, gates)["loss"] == pytest.approx(task + 2 * (0.1**2 + 0.1**2) / 2, abs=1e-6)
 
-    told = replace(plain, rate_weight=0.0, information=3.0, least_information=0.6)
+    told = replace(
+        plain, rate_weight=0.0, information=3.0, least_information=0.6, informed_share=0.9
+    )
     made = torch.stack([decision.logit.sigmoid() for decision in decisions().values()])
-    expected = task + 3 * information_loss(made.mean(1), decision_entropy(made), 0.6).item()
+    expected = task + 3 * information_loss(made.mean(1), decision_entropy(made), 0.6, 0.9).item()
     assert terms(told, gates)["loss"] == pytest.approx(expected, abs=1e-6)
 
 
