@@ -55,12 +55,12 @@ def training_progress(
     What is done by the first step is no part of the rate: of a run that goes on, it is what was
     done before.
     """
-    with progress(label, config.epochs * images) as advance:
+    with progress(label, config.looks * images) as advance:
         done: int | None = None
 
         def on_step(step: "StepReport") -> None:
             nonlocal done
-            now = (step.epoch - 1) * images + step.images
+            now = (step.epoch - 1) * config.aug_repeats * images + step.images
             advance(
                 now - (done or 0),
                 about=f"epoch {step.epoch}/{config.epochs} loss {step.loss:.3f} "

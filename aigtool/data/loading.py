@@ -111,6 +111,7 @@ def load_batches(
     batch_size: int = 128,
     workers: int = 0,
     shuffle_seed: int | None = None,
+    repeats: int = 1,
     start: int = 0,
     pin_memory: bool = False,
 ) -> "Batches":
@@ -122,6 +123,8 @@ def load_batches(
         workers: Processes that read images; 0 reads in this one.
         shuffle_seed: Shuffle in the order that this seed gives, which seeds each image's transform
             too, so that the batches are the same whoever reads them; in the set's order by default.
+        repeats: Times a shuffled batch holds each of its images, each with a random transform of
+            its own (batch augmentation, Hoffer et al., CVPR 2020).
         start: Shuffled batches to leave out, unread.
         pin_memory: Whether batches lie in page-locked memory, for copies to a GPU.
 
@@ -130,6 +133,10 @@ def load_batches(
     """
     if batch_size < 1:
         raise UserError(f"batch size {batch_size}: expected a whole number of at least 1")
+    if not 1 <= repeats <= batch_size or batch_size % repeats:
+        raise UserError(
+            f"repeats {repeats}: expected a whole number that divides the batch size, {batch_size}"
+        )
     if workers < 0:
         raise UserError(f"workers {workers}: expected a whole number of at least 0")
     # A generator of its own, lest a loader draw from the one that gates draw from.
@@ -141,7 +148,7 @@ def load_batches(
     if shuffle_seed is None:
         return Batches(DataLoader(images, batch_size=batch_size, **options))
     generator = torch.Generator().manual_seed(shuffle_seed)
-    sampler = _ShuffledBatches(len(images), batch_size, generator, start)
+    sampler = _ShuffledBatches(len(images), batch_size, repeats, generator, start)
     seeded_images = _SeededImages(images, shuffle_seed)
     return Batches(DataLoader(seeded_images, batch_sampler=sampler, **options))
 
@@ -163,7 +170,10 @@ class Batches:
 
 
 class _SeededImages(Dataset[tuple[Tensor, int]]):
-    """Images whose random transforms depend on a seed and the image alone."""
+    """Images whose random transforms depend on a seed and the position alone.
+
+    A position past the last image is that image again, with another transform.
+    """
 
     def __init__(self, images: ImageSet, seed: int) -> None:
         self.images, self.seed = images, seed
@@ -173,37 +183,39 @@ class _SeededImages(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         with seeded(self.seed, index):
-            return self.images[index]
+            return self.images[index % len(self.images)]
 
 
 class _ShuffledBatches(Sampler[list[int]]):
     """Shuffled batches; a last one of one image, which a norm may refuse, joins the one before."""
 
     def __init__(
-        self, images: int, batch_size: int, generator: torch.Generator, start: int
+        self, images: int, batch_size: int, repeats: int, generator: torch.Generator, start: int
     ) -> None:
-        self.images, self.batch_size = images, batch_size
+        self.images, self.batch_size, self.repeats = images, batch_size, repeats
         self.generator, self.start = generator, start
 
     def __len__(self) -> int:
-        return count_batches(self.images, self.batch_size) - self.start
+        return count_batches(self.images, self.batch_size, self.repeats) - self.start
 
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.randperm(self.images, generator=self.generator).tolist()
-        count = count_batches(self.images, self.batch_size)
-        starts = [number * self.batch_size for number in range(count)]
+        count = count_batches(self.images, self.batch_size, self.repeats)
+        starts = [number * (self.batch_size // self.repeats) for number in range(count)]
         for start, end in list(pairwise([*starts, self.images]))[self.start :]:
-            yield order[start:end]
+            yield [i + t * self.images for i in order[start:end] for t in range(self.repeats)]
 
 
-def count_batches(images: int, batch_size: int) -> int:
+def count_batches(images: int, batch_size: int, repeats: int = 1) -> int:
     """Return how many shuffled batches there are; a last one of one image joins the one before.
 
     Example:
         >>> [count_batches(images, 4) for images in (1, 4, 5, 6, 8)]
         [1, 1, 1, 2, 2]
+        >>> count_batches(8, 4, repeats=2)
+        4
     """
-    whole, rest = divmod(images, batch_size)
+    whole, rest = divmod(images, batch_size // repeats)
     return whole + (rest > 1 or (rest == 1 and whole == 0))
 
 

@@ -52,6 +52,8 @@ class FinetuneConfig:
             each block of which runs at random at the same rate in training, always afterwards.
         epochs: Passes over the training images.
         batch_size: Images a minibatch.
+        aug_repeats: Times that a minibatch holds each of its images, each time augmented anew: an
+            epoch takes as many times the steps (batch augmentation, Hoffer et al., CVPR 2020).
         target_ramp: Share of the run over which the target falls to this from 1.
         rate_weight: Weight of the target-rate loss beside cross entropy.
         information: Weight of the loss that keeps decisions telling images apart.
@@ -124,6 +126,7 @@ such as 0.6
     baseline: Baseline = "none"
     epochs: int = 15
     batch_size: int = 32
+    aug_repeats: int = 1
     target_ramp: float = 0.3
     rate_weight: float = 100.0
     information: float = 10.0
@@ -168,6 +171,11 @@ such as 0.6
         if self.target_flops is not None:
             return Budget(self.target_flops, "flops")
         return Budget(TARGET_RATE if self.target_rate is None else self.target_rate)
+
+    @property
+    def looks(self) -> int:
+        """How often each image is seen."""
+        return self.epochs * self.aug_repeats
 
     @property
     def is_per_layer(self) -> bool:
@@ -247,8 +255,13 @@ such as 0.6
                 f"warmup epochs {self.warmup_epochs}: expected fewer than the {self.epochs} epochs "
                 "of the run"
             )
-        counts = ("epochs", "batch_size", "grad_accum_steps")
+        counts = ("epochs", "batch_size", "aug_repeats", "grad_accum_steps")
         self._check(counts, lambda value: value >= 1, "a whole number of at least 1")
+        self._check(
+            ("aug_repeats",),
+            lambda value: self.batch_size % value == 0,
+            f"a divisor of the batch size, {self.batch_size}",
+        )
         temperatures = ("distill_temperature", "gate_temperature", "gate_temperature_end")
         self._check((*temperatures, "rate_window"), lambda value: value > 0, "a number above 0")
         self._check(

@@ -141,7 +141,7 @@ def finetune(
     model.network.to(device)
     networks, flops = _networks(model, teacher, config)
     network = networks.kept
-    gates, seen = dict(named_gates(network)), config.epochs * len(train)
+    gates, seen = dict(named_gates(network)), config.looks * len(train)
     objective = Objective(config, gates, flops, networks.teacher, seen, places=networks.places).to(
         device
     )

@@ -88,7 +88,7 @@ class Trainer:
             self.network.requires_grad_(False)
             for gate in self.gates.values():
                 gate.requires_grad_(True)
-        self.batches = count_batches(images, config.batch_size)
+        self.batches = count_batches(images, config.batch_size, config.aug_repeats)
         self.steps = math.ceil(self.batches / config.grad_accum_steps)
         self.optimizer, self.scheduler = make_optimizer(self.network, config, self.steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp_dtype == "float16")
@@ -138,6 +138,7 @@ class Trainer:
             batch_size=config.batch_size,
             workers=config.workers,
             shuffle_seed=config.seed * 100_003 + self.epoch,
+            repeats=config.aug_repeats,
             start=self.batch,
             pin_memory=device.type == "cuda",
         )

@@ -201,6 +201,28 @@ def test_a_last_batch_of_one_joins_the_one_before(image_folder: Path) -> None:
     assert [len(y) for _, y in load_batches(images.take([0]), shuffle_seed=0)] == [1]
 
 
+def brightened(image: Image.Image) -> Tensor:
+    """Return pixels, each image brighter by a draw of its own."""
+    return to_tensor(image) + torch.rand(1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_holds_each_image_several_times_each_augmented_anew(
+    workers: int, image_folder: Path
+) -> None:
+    images = open_images(str(image_folder), "train", brightened)
+    once = list(load_batches(images, batch_size=4, shuffle_seed=3, workers=workers))
+    thrice = load_batches(images, batch_size=12, shuffle_seed=3, workers=workers, repeats=3)
+    assert len(thrice) == len(once) == 6
+    for (pixels, labels), (repeated, again) in zip(once, thrice, strict=True):
+        views = repeated.unflatten(0, (4, 3))
+        assert torch.equal(views[:, 0], pixels)
+        brighter = (views - views[:, :1]).flatten(2)
+        torch.testing.assert_close(brighter, brighter[..., :1].expand_as(brighter))
+        assert len(brighter[..., 0].unique()) == 4 * 2 + 1
+        assert torch.equal(again, labels.repeat_interleave(3))
+
+
 def test_class_maps_that_cannot_be_used_are_told(image_folder: Path, tmp_path: Path) -> None:
     mapping = tmp_path / "map.txt"
     source = DataSource(str(image_folder), class_map=str(mapping))
@@ -261,7 +283,10 @@ def test_training_images(image_folder: Path) -> None:
     assert not names & {images.val.filename(i) for i in range(6)}
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": -1}])
+@pytest.mark.parametrize(
+    "options",
+    [{"batch_size": 0}, {"workers": -1}, {"repeats": 0}, {"repeats": 3}, {"repeats": 256}],
+)
 def test_wrong_loader_options_are_told(options: dict[str, int], image_folder: Path) -> None:
     images = open_images(str(image_folder), "test", to_tensor)
     with pytest.raises(UserError, match="expected a whole number"):
