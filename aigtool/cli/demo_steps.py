@@ -33,6 +33,7 @@ _RECIPE = FinetuneConfig(
     target_rate=0.65,
     epochs=10,
     batch_size=32,
+    aug_repeats=1,
     opt="adamw",
     lr=1e-3,
     gate_lr=1e-2,

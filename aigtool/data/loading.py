@@ -124,7 +124,7 @@ def load_batches(
         shuffle_seed: Shuffle in the order that this seed gives, which seeds each image's transform
             too, so that the batches are the same whoever reads them; in the set's order by default.
         repeats: Times a shuffled batch holds each of its images, each with a random transform of
-            its own (batch augmentation, Hoffer et al., CVPR 2020).
+            its own (batch augmentation, Hoffer et al., CVPR 2020): of as many fewer images.
         start: Shuffled batches to leave out, unread.
         pin_memory: Whether batches lie in page-locked memory, for copies to a GPU.
 
@@ -133,10 +133,8 @@ def load_batches(
     """
     if batch_size < 1:
         raise UserError(f"batch size {batch_size}: expected a whole number of at least 1")
-    if not 1 <= repeats <= batch_size or batch_size % repeats:
-        raise UserError(
-            f"repeats {repeats}: expected a whole number that divides the batch size, {batch_size}"
-        )
+    if repeats < 1:
+        raise UserError(f"repeats {repeats}: expected a whole number of at least 1")
     if workers < 0:
         raise UserError(f"workers {workers}: expected a whole number of at least 0")
     # A generator of its own, lest a loader draw from the one that gates draw from.
@@ -201,7 +199,7 @@ class _ShuffledBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.randperm(self.images, generator=self.generator).tolist()
         count = count_batches(self.images, self.batch_size, self.repeats)
-        starts = [number * (self.batch_size // self.repeats) for number in range(count)]
+        starts = [number * max(1, self.batch_size // self.repeats) for number in range(count)]
         for start, end in list(pairwise([*starts, self.images]))[self.start :]:
             yield [i + t * self.images for i in order[start:end] for t in range(self.repeats)]
 
@@ -212,10 +210,10 @@ def count_batches(images: int, batch_size: int, repeats: int = 1) -> int:
     Example:
         >>> [count_batches(images, 4) for images in (1, 4, 5, 6, 8)]
         [1, 1, 1, 2, 2]
-        >>> count_batches(8, 4, repeats=2)
-        4
+        >>> [count_batches(8, batch_size, repeats=2) for batch_size in (1, 4, 5)]
+        [8, 4, 4]
     """
-    whole, rest = divmod(images, batch_size // repeats)
+    whole, rest = divmod(images, max(1, batch_size // repeats))
     return whole + (rest > 1 or (rest == 1 and whole == 0))
 
 

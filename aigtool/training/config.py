@@ -126,7 +126,7 @@ such as 0.6
     baseline: Baseline = "none"
     epochs: int = 15
     batch_size: int = 32
-    aug_repeats: int = 1
+    aug_repeats: int = 2
     target_ramp: float = 0.3
     rate_weight: float = 100.0
     information: float = 10.0
@@ -257,11 +257,6 @@ such as 0.6
             )
         counts = ("epochs", "batch_size", "aug_repeats", "grad_accum_steps")
         self._check(counts, lambda value: value >= 1, "a whole number of at least 1")
-        self._check(
-            ("aug_repeats",),
-            lambda value: self.batch_size % value == 0,
-            f"a divisor of the batch size, {self.batch_size}",
-        )
         temperatures = ("distill_temperature", "gate_temperature", "gate_temperature_end")
         self._check((*temperatures, "rate_window"), lambda value: value > 0, "a number above 0")
         self._check(

@@ -190,10 +190,6 @@ CASES = {
     "smoothing over 1": ([*FINETUNE, "--smoothing", "2"], "smoothing 2: expected 0 to 1"),
     "no temperature": ([*FINETUNE, "--distill-temperature", "0"], "temperature 0: expected"),
     "no look at an image": ([*FINETUNE, "--aug-repeats", "0"], "aug repeats 0: expected a whole"),
-    "batches that do not divide": (
-        [*FINETUNE, "--batch-size", "32", "--aug-repeats", "3"],
-        "aug repeats 3: expected a divisor of the batch size, 32",
-    ),
     "no accumulation": ([*FINETUNE, "--grad-accum-steps", "0"], "grad accum steps 0: expected"),
     "negative information": ([*FINETUNE, "--information", "-1"], "information -1"),
     "too much information": (

@@ -88,7 +88,9 @@ def test_features_draw_near_those_before(
     model = Model(convert(small_network), Description("", 3, input=InputSpec(size=(3, 32, 32))))
     train, val = (open_images(str(image_folder), part, to_tensor) for part in ("train", "val"))
     options = {"information": 0.0, "rate_weight": 0.0, "gate_lr": 0.0, "noise_hold": 1.0}
-    config = FinetuneConfig(epochs=5, batch_size=8, lr=1e-3, noise_end=1.0, hints=10.0, **options)
+    config = FinetuneConfig(
+        epochs=5, batch_size=8, aug_repeats=1, lr=1e-3, noise_end=1.0, hints=10.0, **options
+    )
     losses = finetune(model, train, val, config, out=tmp_path).metrics
     assert losses[-1]["train_loss"] < 0.9 * losses[0]["train_loss"]
 

@@ -26,6 +26,7 @@ SPEC = InputSpec(size=(3, 32, 32), crop_pct=1.0)
 # Certainty's weight grows in a run, so that epochs' losses would not compare; nine clipped steps
 # would get nowhere.
 FAST = FinetuneConfig(
+    aug_repeats=1,
     epochs=3,
     batch_size=8,
     lr=0.01,
@@ -443,7 +444,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_is_good(
 def test_weights_that_are_not_finite_after_the_last_step_are_no_result(
     model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
 ) -> None:
-    config = FinetuneConfig(epochs=1, batch_size=len(train), lr=3e38, gate_lr=0.1, clip_grad=0.0)
+    config = FinetuneConfig(
+        epochs=1, batch_size=len(train), aug_repeats=1, lr=3e38, gate_lr=0.1, clip_grad=0.0
+    )
     with pytest.raises(NonFiniteLossError, match="epoch 1, step 1"):
         finetune(model, train, val, config, out=tmp_path / "run")
     assert not (tmp_path / "run" / "best.safetensors").exists()

@@ -21,7 +21,13 @@ from aigtool.training.mixing import make_mixing
 from aigtool.training.optimization import make_optimizer, settle_gates
 
 PLAIN = FinetuneConfig(
-    epochs=1, batch_size=8, lr=0.01, gate_lr=0.1, norm_statistics="batch", weight_decay=0.0
+    aug_repeats=1,
+    epochs=1,
+    batch_size=8,
+    lr=0.01,
+    gate_lr=0.1,
+    norm_statistics="batch",
+    weight_decay=0.0,
 )
 
 
@@ -145,7 +151,7 @@ def test_settled_gates_keep_their_norms_statistics(gated: Runs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "share"), [({}, 0.45), ({"train": "gates"}, 1.0), ({"gate_settle": 0.2}, 0.2)]
+    ("options", "share"), [({}, 0.5), ({"train": "gates"}, 1.0), ({"gate_settle": 0.2}, 0.2)]
 )
 def test_gates_trained_alone_have_no_network_to_settle_for(
     options: dict[str, Any], share: float
