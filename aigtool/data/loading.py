@@ -199,7 +199,7 @@ class _ShuffledBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.randperm(self.images, generator=self.generator).tolist()
         count = count_batches(self.images, self.batch_size, self.repeats)
-        starts = [number * max(1, self.batch_size // self.repeats) for number in range(count)]
+        starts = [n * _images_a_batch(self.batch_size, self.repeats) for n in range(count)]
         for start, end in list(pairwise([*starts, self.images]))[self.start :]:
             yield [i + t * self.images for i in order[start:end] for t in range(self.repeats)]
 
@@ -213,8 +213,12 @@ def count_batches(images: int, batch_size: int, repeats: int = 1) -> int:
         >>> [count_batches(8, batch_size, repeats=2) for batch_size in (1, 4, 5)]
         [8, 4, 4]
     """
-    whole, rest = divmod(images, max(1, batch_size // repeats))
+    whole, rest = divmod(images, _images_a_batch(batch_size, repeats))
     return whole + (rest > 1 or (rest == 1 and whole == 0))
+
+
+def _images_a_batch(batch_size: int, repeats: int) -> int:
+    return max(1, batch_size // repeats)
 
 
 def held_out(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:

@@ -53,7 +53,8 @@ class FinetuneConfig:
         epochs: Passes over the training images.
         batch_size: Images a minibatch.
         aug_repeats: Times that a minibatch holds each of its images, each time augmented anew: an
-            epoch takes as many times the steps (batch augmentation, Hoffer et al., CVPR 2020).
+            epoch takes as many times the steps (batch augmentation, Hoffer et al., CVPR 2020). For
+            many training images 1 may do.
         target_ramp: Share of the run over which the target falls to this from 1.
         rate_weight: Weight of the target-rate loss beside cross entropy.
         information: Weight of the loss that keeps decisions telling images apart.

@@ -66,7 +66,7 @@ def settle_gates(optimizer: torch.optim.Optimizer, config: FinetuneConfig, progr
     """Lower the gates' learning rate to that of the network, as a cosine, over ``gate_settle``.
 
     Gates that still move are a target that moves for the network: it learns fastest once they have
-    settled, and should have most of its learning rate left then.
+    settled, and should have much of its learning rate left then.
 
     Args:
         optimizer: Of ``make_optimizer``, with the learning rates that the schedule set.

@@ -283,10 +283,7 @@ def test_training_images(image_folder: Path) -> None:
     assert not names & {images.val.filename(i) for i in range(6)}
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"batch_size": 0}, {"workers": -1}, {"repeats": 0}],
-)
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": -1}, {"repeats": 0}])
 def test_wrong_loader_options_are_told(options: dict[str, int], image_folder: Path) -> None:
     images = open_images(str(image_folder), "test", to_tensor)
     with pytest.raises(UserError, match="expected a whole number"):
