@@ -273,7 +273,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_never_was(
     config = replace(
         FAST,
         epochs=2,
-        batch_size=3,
+        batch_size=6,
+        aug_repeats=2,
         grad_accum_steps=2,
         clip_grad=1.0,
         band=1.0,

@@ -169,6 +169,14 @@ def test_an_optimiser_has_a_learning_rate_of_its_kind(opt: str, lr: float) -> No
     assert config.gate_lr == pytest.approx(25 * lr)
 
 
+def test_repeated_images_are_as_many_more_looks_an_epoch(gated: Runs) -> None:
+    """24 images, 8 a step: each once in 3 steps, or 4 of them twice in a step of 6."""
+    gated(replace(PLAIN, aug_repeats=1))
+    assert len(gated.weights) == 4
+    gated(replace(PLAIN, aug_repeats=2))
+    assert len(gated.weights) == 7
+
+
 def test_accumulated_minibatches_are_one_large_one(dense: Runs) -> None:
     """24 images in two minibatches or one: apart by less than a hundredth of what a step moves.
 
