@@ -61,8 +61,8 @@ class FinetuneConfig:
         least_information: In nats, what each gate's decisions should tell of the image; the loss
             asks for no more. A gate that is certain tells 0.33 when it is open for a tenth of the
             images or for nine tenths, and ln 2, the most, when it is open for half of them.
-        informed_share: Share of the gates that should; the network chooses which, and may execute
-            the blocks of the others for every image, or for none.
+        informed_share: Share of the gates whose decisions should tell as much; the network chooses
+            which, and may execute the blocks of the others for every image, or for none.
         certainty: Weight, as the noise falls, of the loss that makes each decision certain.
         band: Weight of the loss that keeps each gate's rate between band_low and band_high.
         band_low: Lower end of the band.
