@@ -90,8 +90,8 @@ class Gate(nn.Module):
     def logit(self, x: Tensor) -> Tensor:
         """Return the logit difference "execute" minus "skip", ``(N,)`` in float32."""
         hidden = self.fc1(_pooled(x))
-        logits = self.fc2(F.relu(self._normalized(hidden))).float()
-        return cast(Tensor, logits[:, 1] - logits[:, 0])
+        skip, execute = self.fc2(F.relu(self._normalized(hidden))).float().unbind(1)
+        return cast(Tensor, execute - skip)
 
     def _normalized(self, hidden: Tensor) -> Tensor:
         if self.training and hidden.shape[0] == 1:

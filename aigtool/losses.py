@@ -21,13 +21,13 @@ def execution_rates(decisions: Iterable[Decision]) -> Tensor:
         >>> execution_rates([Decision(scale, scale, "scaled")])
         tensor([0.7500])
     """
-    rates = [decision.scale.float().mean() for decision in decisions]
-    if not rates:
+    scales = [decision.scale for decision in decisions]
+    if not scales:
         raise UserError(
             "no decisions to take rates of: run the network, converted, within recorded_decisions; "
             "one compiled with torch.compile must run there first"
         )
-    return torch.stack(rates)
+    return torch.stack(scales).float().mean(1)
 
 
 def per_layer_rate_loss(rates: Tensor, targets: Tensor) -> Tensor:

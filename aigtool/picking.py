@@ -88,13 +88,16 @@ class _AddScaled(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         added, scale = ctx.saved_tensors
-        few = len(grad) if grad.is_cuda else max(1, _CACHED // max(1, grad.shape[1:].numel()))
         dims = tuple(range(1, grad.ndim))
-        products = [
-            (g * a).sum(dims)
-            for g, a in zip(torch.split(grad, few), torch.split(added, few), strict=True)
-        ]
-        return grad, _of_images(scale, grad) * grad, torch.cat(products)
+        if torch.is_grad_enabled():  # This gradient's own gradient is wanted too.
+            return grad, grad * _of_images(scale, grad), (grad * added).sum(dims)
+        few = len(grad) if grad.is_cuda else max(1, _CACHED // max(1, grad.shape[1:].numel()))
+        products, scaled = [], torch.empty_like(grad)
+        each = (torch.split(t, few) for t in (grad, added, _of_images(scale, grad), scaled))
+        for g, a, factor, out in zip(*each, strict=True):
+            products.append((g * a).sum(dims))
+            torch.mul(g, factor, out=out)
+        return grad, scaled, torch.cat(products)
 
 
 def _of_images(scale: Tensor, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """A training step of the gated network over one of the dense network, side by side.
 
-Both networks train in one process, step by step in turn, without distillation; a row gives medians.
+Both networks train in one process, step by step in turn, without distillation; a row gives medians,
+and the quartiles of the ratio.
 Batch norms of both go by the statistics they came with, as fine-tuning keeps them, or by those of
 minibatches.
 
@@ -25,7 +26,7 @@ from aigtool.training.config import NormStatistics
 from aigtool.training.trainer import batch_norms
 
 CASES = (("resnet50", (3, 224, 224), 16), ("cifar_resnet56", (3, 32, 32), 128))
-REPEATS = 9
+REPEATS = 25
 
 
 def stepper(
@@ -46,7 +47,7 @@ def stepper(
             value = F.cross_entropy(run(images), labels)
         if gates:
             rates = running(aigtool.execution_rates(decisions.values()), len(images))
-            probabilities = torch.stack([made.logit.sigmoid() for made in decisions.values()])
+            probabilities = torch.stack([made.logit for made in decisions.values()]).sigmoid()
             means, uncertainty = probabilities.mean(1), aigtool.decision_entropy(probabilities)
             value = value + 100 * aigtool.network_rate_loss(rates, 0.6) + 2 * uncertainty.mean()
             value = value + 10 * aigtool.information_loss(means, uncertainty, least=0.25)
@@ -79,7 +80,7 @@ def main() -> None:
         f"{torch.__version__}, {options.dtype or 'float32'}{', compiled' * options.compile}, norm "
         f"statistics {options.norm_statistics}"
     )
-    print(f"{'network':16}  {'batch':>5}  {'dense s':>8}  {'gated s':>8}  {'ratio':>6}")
+    print(f"{'network':16}  {'batch':>5}  {'dense s':>8}  {'gated s':>8}  {'ratio':>6}  quartiles")
     for name, size, batch in CASES:
         torch.manual_seed(0)
         dense = aigtool.create_network(name)
@@ -104,9 +105,10 @@ def main() -> None:
                     taken.append(time.perf_counter() - start)
         ratios = [g / d for d, g in zip(*(taken[2:] for taken in times), strict=True)]
         medians = [statistics.median(taken[2:]) for taken in times]
+        low, middle, high = statistics.quantiles(ratios)
         print(
-            f"{name:16}  {batch:5}  {medians[0]:8.3f}  {medians[1]:8.3f}  "
-            f"{statistics.median(ratios):6.3f}"
+            f"{name:16}  {batch:5}  {medians[0]:8.3f}  {medians[1]:8.3f}  {middle:6.3f}  "
+            f"{low:.3f} to {high:.3f}"
         )
 
 

@@ -60,10 +60,11 @@ def test_each_image_by_its_factor_is_plain_arithmetic(
         torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
 
 
-def test_its_gradient_has_a_gradient_and_is_summed_in_pieces(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("cached", [20, 2**18], ids=["in pieces", "at once"])
+def test_its_gradient_is_right_and_has_a_gradient(
+    cached: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aigtool.picking._CACHED", 20)
+    monkeypatch.setattr("aigtool.picking._CACHED", cached)
     inputs = [torch.randn(5, 2, 2, 2, dtype=torch.double, requires_grad=True) for _ in range(2)]
     inputs.append(torch.randn(5, dtype=torch.double, requires_grad=True))
     assert torch.autograd.gradcheck(add_scaled, inputs)

@@ -149,12 +149,9 @@ class Objective(nn.Module):
             made = [decisions[name] for name in self.gates]
             rates = execution_rates(made)
             terms["execution_rate"] = rates.mean()
-            argmax_rates = torch.stack(
-                [
-                    (decision.logit > gate.threshold).float().mean()
-                    for decision, gate in zip(made, self.gates.values(), strict=True)
-                ]
-            )
+            gate_logits = torch.stack([decision.logit for decision in made])
+            thresholds = torch.stack([gate.threshold for gate in self.gates.values()])
+            argmax_rates = (gate_logits > thresholds.unsqueeze(1)).float().mean(1)
             self.running_argmax(argmax_rates, len(labels))
             terms["argmax_rate"] = argmax_rates.mean()
             rates = self.running(rates, len(labels))
@@ -165,7 +162,7 @@ class Objective(nn.Module):
             if self.config.band:
                 band = rate_band_loss(rates, self.config.band_low, self.config.band_high)
                 loss = loss + self.config.band * band
-            probabilities = torch.stack([decision.logit.sigmoid() for decision in made])
+            probabilities = gate_logits.sigmoid()
             uncertainty = decision_entropy(probabilities)
             if self.config.information:
                 information = information_loss(
