@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from aigtool.gates import Decision, Gate
 from aigtool.graphs import (
@@ -20,6 +21,7 @@ from aigtool.modes import in_mode
 from aigtool.picking import add_scaled, add_to_images, take_images
 
 _ADDITIONS: frozenset[Any] = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
+_RELU: frozenset[Any] = frozenset({F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"})
 _ABOUT: frozenset[Any] = frozenset({"shape", "dtype", "device", "ndim", "size", "dim", "numel"})
 """Attributes and methods that ask about a tensor, not for its numbers."""
 _TUPLES: frozenset[Any] = frozenset({torch.chunk, torch.split, torch.unbind})
@@ -44,6 +46,7 @@ class Split:
         shortcut: ``(block, *for_shortcut) -> shortcut``.
         tail: ``(block, sum) -> output``: what follows the addition, such as an activation, or
             ``None``. It may write in place.
+        rectified: Whether the tail is one ReLU and nothing else.
         named: The layer that the caller named for the shortcut to be told by, if any.
     """
 
@@ -51,6 +54,7 @@ class Split:
     residual: Part
     shortcut: Part
     tail: Part | None
+    rectified: bool = False
     named: str | None = None
 
 
@@ -140,6 +144,7 @@ def _split(block: nn.Module, shortcut: str | None) -> Split:
         residual=parts["residual"],
         shortcut=parts["shortcut"],
         tail=None if output is addition else parts["tail"],
+        rectified=len(nodes["tail"]) == 1 and _is_relu(block, *nodes["tail"]),
         named=shortcut,
     )
 
@@ -193,6 +198,12 @@ def _last_addition(block: nn.Module, graph: fx.Graph) -> tuple[fx.Node, fx.Node]
 
 def _is_layer(node: fx.Node) -> bool:
     return node.op == "call_module"
+
+
+def _is_relu(block: nn.Module, node: fx.Node) -> bool:
+    if _is_layer(node):
+        return type(block.get_submodule(str(node.target))) is nn.ReLU
+    return node.target in _RELU
 
 
 def _computed_from(x: fx.Node, graph: fx.Graph) -> set[fx.Node]:
@@ -346,6 +357,9 @@ class GatedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on ``(N, C, H, W)`` for the images that the gate chooses."""
         decision: Decision = self.gate(x)
+        return self._run(x, decision)
+
+    def _run(self, x: Tensor, decision: Decision) -> Tensor:
         for_residual, for_shortcut = self.parts.head(self, x)
         shortcut: Tensor = self.parts.shortcut(self, *for_shortcut)
         joined = self._join(shortcut, for_residual, decision)

@@ -33,6 +33,28 @@ def take_images(x: Tensor, chosen: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).index_select(0, chosen).permute(0, 3, 1, 2)
 
 
+def put_images(x: Tensor, chosen: Tensor, images: Tensor) -> None:
+    """Write images over the chosen ones of a batch.
+
+    Args:
+        x: ``(N, ...)``.
+        chosen: ``(M,)``, indices of images.
+        images: ``(M, ...)``, of the same type.
+
+    Example:
+        >>> x = torch.zeros(3, 2)
+        >>> put_images(x, torch.tensor([2, 0]), torch.tensor([[1.0, 2], [3, 4]]))
+        >>> x
+        tensor([[3., 4.],
+                [0., 0.],
+                [1., 2.]])
+    """
+    if _is_channels_last(x):
+        x.permute(0, 2, 3, 1).index_copy_(0, chosen, images.permute(0, 2, 3, 1))
+    else:
+        x.index_copy_(0, chosen, images)
+
+
 def add_to_images(x: Tensor, chosen: Tensor, added: Tensor) -> Tensor:
     """Return a copy of a batch, in its memory format, with something added to the chosen images.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from aigtool.conversion import convert, forced_decisions, gate_policy, named_gates
 from aigtool.discovery import find_blocks
+from aigtool.inference.serving import serve
 from aigtool.models.zoo import TORCHVISION, create_network
 
 BOUND = 1e-5
@@ -36,6 +37,8 @@ class Proof:
         opened: How far open gates are from the original.
         closed: How far closed gates are from open ones.
         skipped: How far skipping is from masking, under random gates.
+        served: How far a network made ready to serve is from it, with features computed where
+            they lie and with gathered ones.
         gradients: Whether a backward pass gave finite gradients everywhere and non-zero ones in
             the last layer of every gate.
     """
@@ -47,6 +50,7 @@ class Proof:
     opened: float
     closed: float
     skipped: float
+    served: float
     gradients: bool
 
     @property
@@ -55,6 +59,7 @@ class Proof:
         return (
             self.opened <= bound
             and self.skipped <= bound
+            and self.served <= bound
             and self.closed >= 0.01
             and self.gradients
         )
@@ -103,8 +108,20 @@ def prove(name: str, size: int | None = None, **options: Any) -> Proof:
         opened=difference(opened, expected),
         closed=difference(closed, opened),
         skipped=difference(skipped, masked),
+        served=max(difference(output, masked) for output in _served(network, x, pattern)),
         gradients=_gradients(network, x),
     )
+
+
+def _served(network: nn.Module, x: Tensor, pattern: dict[str, Tensor]) -> Iterator[Tensor]:
+    served = serve(network, tuple(x.shape[1:]))
+    for large in (0, 2**40):
+        with (
+            mock.patch("aigtool.inference.skipping.LARGE", large),
+            torch.no_grad(),
+            forced_decisions(served, pattern),
+        ):
+            yield served(x.clone())
 
 
 def difference(actual: Tensor, expected: Tensor) -> float:

@@ -22,6 +22,7 @@ FLOORS = (
     ("data",),
     ("models",),
     ("losses",),
+    ("inference",),
     ("conversion",),
     ("selection",),
     ("discovery",),

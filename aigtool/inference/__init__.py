@@ -1,0 +1,1 @@
+"""The skipping runtime: a gated network made ready to serve."""

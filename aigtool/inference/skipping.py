@@ -1,0 +1,103 @@
+"""A gated block that computes what its gate chose, and writes it where its input was."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from aigtool.blocks import GatedBlock
+from aigtool.gates import Decision
+from aigtool.picking import put_images, take_images
+
+NEIGHBOURS = 4
+"""Most images that are computed together where they lie."""
+LARGE = 2**18
+"""Bytes of an image's features from which it is computed where it lies."""
+
+
+class SkippingBlock(GatedBlock):
+    """A gated block of a network that is served: it copies as little as it can.
+
+    Large features are computed in runs of neighbours, as views; small ones are gathered. Where
+    nobody else reads the block's input, the results are written over it, and an image that skips
+    a block is left as it is.
+
+    Args:
+        block: The block; its layers are shared.
+        overwrites: Whether nobody reads the block's input after it.
+        rectified: Whether its input went through a ReLU.
+    """
+
+    def __init__(self, block: GatedBlock, *, overwrites: bool, rectified: bool) -> None:
+        super().__init__(block, block.parts, block.gate)
+        self.source = block.source
+        self.overwrites = overwrites
+        self.rectified = rectified
+
+    def _run(self, x: Tensor, decision: Decision) -> Tensor:
+        if decision.run not in ("chosen", "all") or torch.is_grad_enabled():
+            return super()._run(x, decision)
+        executed = [True] * len(x) if decision.run == "all" else decision.scale.bool().tolist()
+        for_residual, for_shortcut = self.parts.head(self, x)
+        joined: Tensor = self.parts.shortcut(self, *for_shortcut)
+        # What a ReLU has left as it is, it leaves again.
+        settled = joined is x and (
+            self.parts.tail is None or (self.rectified and self.parts.rectified)
+        )
+        if settled and not any(executed):
+            return x
+        if not self.overwrites and _share_memory(joined, x):
+            joined = joined.clone()
+        for images in groups(executed, large=x.nbytes >= LARGE * len(x)):
+            rows = joined[images] if isinstance(images, slice) else take_images(joined, images)
+            rows += self.parts.residual(self, *_picked(for_residual, images))
+            if settled and self.parts.rectified:
+                rows.relu_()
+            if not isinstance(images, slice):
+                put_images(joined, images, rows)
+        if settled or self.parts.tail is None:
+            return joined
+        output: Tensor = joined.relu_() if self.parts.rectified else self.parts.tail(self, joined)
+        return output
+
+
+def groups(executed: Sequence[bool], *, large: bool) -> Iterator[slice | Tensor]:
+    """Yield the images to compute together.
+
+    Args:
+        executed: ``(N,)``, which images are to be computed.
+        large: Whether to compute them where they lie, in runs of neighbours.
+
+    Yields:
+        A slice of the batch, or the positions of images in it.
+
+    Example:
+        >>> list(groups([True, True, False, True], large=True))
+        [slice(0, 2, None), slice(3, 4, None)]
+        >>> list(groups([True, True, False, True], large=False))
+        [tensor([0, 1, 3])]
+    """
+    if all(executed) and not large:
+        yield slice(0, len(executed))
+        return
+    if not large:
+        if any(executed):
+            yield torch.tensor([n for n, runs in enumerate(executed) if runs])
+        return
+    start = 0
+    for runs, same in groupby(executed):
+        end = start + len(list(same))
+        if runs:
+            for first in range(start, end, NEIGHBOURS):
+                yield slice(first, min(first + NEIGHBOURS, end))
+        start = end
+
+
+def _picked(values: Sequence[Tensor], images: slice | Tensor) -> Iterator[Tensor]:
+    for value in values:
+        yield value[images] if isinstance(images, slice) else take_images(value, images)
+
+
+def _share_memory(x: Tensor, y: Tensor) -> bool:
+    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()

@@ -1,0 +1,174 @@
+"""A served network computes what the network computes, whoever skips and whoever watches."""
+
+import copy
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import Tensor, nn
+
+from aigtool.conversion import (
+    convert,
+    forced_decisions,
+    gate_policy,
+    named_gates,
+    recorded_decisions,
+)
+from aigtool.inference.serving import serve
+from aigtool.inference.skipping import NEIGHBOURS, SkippingBlock, groups
+from aigtool.models.zoo import create_network
+from tests.proof import difference, enliven
+
+SIZE = (3, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    """A lively ResNet-20 whose gates differ from image to image."""
+    torch.manual_seed(0)
+    network = convert(enliven(create_network("cifar_resnet20"), 16))
+    for _, gate in named_gates(network):
+        nn.init.normal_(gate.fc2.weight, std=3.0)
+        nn.init.zeros_(gate.fc2.bias)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def served(network: nn.Module) -> nn.Module:
+    return serve(network, SIZE)
+
+
+def masked(network: nn.Module, x: Tensor, pattern: Tensor) -> Tensor:
+    """Compute every block for every image and multiply."""
+    names = [name for name, _ in named_gates(network)]
+    masks = pattern.float().requires_grad_()
+    with forced_decisions(network, dict(zip(names, masks.unbind(1), strict=True))):
+        output: Tensor = network(x)
+    return output.detach()
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([1, 2, 7, 64]).flatmap(lambda images: arrays(bool, (images, 9))),
+    st.sampled_from([0, 2**40]),
+)
+def test_it_equals_the_masked_network_under_every_pattern(
+    network: nn.Module, served: nn.Module, executed: npt.NDArray[np.bool_], large: int
+) -> None:
+    pattern = torch.from_numpy(executed)
+    x = torch.randn(len(pattern), *SIZE, generator=torch.Generator().manual_seed(0))
+    before = x.clone()
+    names = [name for name, _ in named_gates(served)]
+    with (
+        mock.patch("aigtool.inference.skipping.LARGE", large),
+        torch.inference_mode(),
+        forced_decisions(served, dict(zip(names, pattern.unbind(1), strict=True))),
+    ):
+        output = served(x)
+    assert difference(output, masked(network, x, pattern)) < 1e-5
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("images", [1, 2, 7, 64])
+def test_its_gates_decide_alike(network: nn.Module, served: nn.Module, images: int) -> None:
+    x = torch.randn(images, *SIZE)
+    with (
+        torch.inference_mode(),
+        recorded_decisions(network) as expected,
+        recorded_decisions(served) as decided,
+    ):
+        logits, ours = network(x), served(x)
+    assert difference(ours, logits) < 1e-5
+    assert list(decided) == list(expected)
+    rates = torch.stack([decision.scale.mean() for decision in expected.values()])
+    assert images == 1 or 0.1 < rates.mean() < 0.9
+    for name, decision in decided.items():
+        torch.testing.assert_close(decision.logit, expected[name].logit, rtol=1e-4, atol=1e-4)
+        assert torch.equal(decision.scale, expected[name].scale)
+
+
+@pytest.mark.parametrize("policy", ["open", "closed", "expected"])
+def test_it_obeys_the_other_policies(network: nn.Module, served: nn.Module, policy: str) -> None:
+    x = torch.randn(3, *SIZE)
+    with torch.inference_mode(), gate_policy(network, policy), gate_policy(served, policy):
+        assert difference(served(x), network(x)) < 1e-5
+
+
+def test_an_attack_gets_the_same_gradient(network: nn.Module, served: nn.Module) -> None:
+    gradients = []
+    for one in (network, served):
+        x = torch.randn(3, *SIZE, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        one(x).square().sum().backward()
+        gradients.append(x.grad)
+    assert difference(gradients[1], gradients[0]) < 1e-4
+
+
+def test_the_network_is_left_as_it_was(network: nn.Module) -> None:
+    before, x = copy.deepcopy(network.state_dict()), torch.randn(2, *SIZE)
+    with torch.inference_mode():
+        expected = network(x)
+        served = serve(network, SIZE)
+        served(x)
+        assert torch.equal(network(x), expected)
+    after = network.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(p.requires_grad for p in network.parameters())
+
+
+def test_all_norms_of_a_resnet_are_folded(served: nn.Module) -> None:
+    assert not [m for m in served.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+
+
+def test_a_dense_network_is_served_too() -> None:
+    network = enliven(create_network("cifar_resnet20"), 16)
+    x = torch.randn(2, *SIZE)
+    with torch.inference_mode():
+        assert difference(serve(network, SIZE)(x), network(x)) < 1e-5
+
+
+class Watched(nn.Module):
+    """Returns features between blocks, and reads some again later."""
+
+    def __init__(self, blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = x.relu()
+        first = self.blocks[0](x)
+        second = self.blocks[1](first)
+        third = self.blocks[2](second)
+        fourth = self.blocks[3](third)
+        return second, fourth + third.mean(), x
+
+
+def test_features_that_others_read_are_not_written_over() -> None:
+    layer = enliven(create_network("cifar_resnet32"), 32).layer1[:4]
+    network = convert(Watched(layer), input_size=(16, 8, 8)).eval()
+    served = serve(network, (16, 8, 8))
+    overwrites = [m.overwrites for m in served.modules() if isinstance(m, SkippingBlock)]
+    assert overwrites == [False, True, False, False]
+    x = torch.randn(5, 16, 8, 8)
+    pattern = {name: torch.rand(5) < 0.5 for name, _ in named_gates(network)}
+    with torch.inference_mode():
+        with forced_decisions(network, pattern):
+            expected = network(x)
+        with forced_decisions(served, pattern):
+            output = served(x)
+    assert all(
+        difference(ours, theirs) < 1e-5 for ours, theirs in zip(output, expected, strict=True)
+    )
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.booleans())
+def test_groups_are_the_executed_images(executed: list[bool], large: bool) -> None:
+    images = torch.arange(len(executed))
+    found = [images[group].tolist() for group in groups(executed, large=large)]
+    assert [n for group in found for n in group] == [n for n, runs in enumerate(executed) if runs]
+    assert not large or all(len(group) <= NEIGHBOURS for group in found)
