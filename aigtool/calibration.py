@@ -125,7 +125,7 @@ def calibrate(
     if not quick:
         shifts, spent = search.gate_by_gate(first)
     if quick or spent > budget.share:
-        shifts, spent = search.together(shifts)
+        shifts, spent = search.together(shifts, first if quick else None)
     search.set(shifts)
     rates = (first.margins > 0).mean(axis=0)
     return Calibration(
@@ -208,18 +208,20 @@ class _Search:
         share = self.budget.share
         return abs(then - share) < abs(now - share) and (now > share or then <= share)
 
-    def together(self, base: Floats) -> tuple[Floats, float]:
+    def together(self, base: Floats, first: _Pass | None = None) -> tuple[Floats, float]:
         """Add one logit to all thresholds: that with the most spent within the budget.
 
         A gate's logit is its log-odds of executing. Each pass proposes the shift at which its
-        logits would just spend the budget, within the brackets of what was tried.
+        logits would just spend the budget, within the brackets of what was tried. ``first`` is
+        what a pass with ``base`` showed, if there was one.
         """
         budget, flops = self.budget, self.flops
         # Tried shifts that spend too much and those that do not: the best lies between them.
         over, within = -np.inf, np.inf
         shift, best = 0.0, (np.inf, budget.least(flops))
         for tried in count(1):
-            margins, spent, _ = self.run(base + shift)
+            margins, spent, _ = first or self.run(base + shift)
+            first = None
             if spent > budget.share:
                 over = max(over, shift)
             else:

@@ -124,6 +124,23 @@ class Gate(nn.Module):
             return Decision(straight_through(margin, self.temperature).to(x.dtype), logit, "scaled")
         return Decision((margin > 0).to(x.dtype), logit, "chosen")
 
+    @torch.no_grad()
+    def absorb_threshold(self) -> None:
+        """Take the threshold up in the logits, in place, and set it to zero.
+
+        The argmax decisions stay the same but for rounding; sampled ones turn about them.
+
+        Example:
+            >>> gate = Gate(64)
+            >>> _ = gate.threshold.fill_(0.5)
+            >>> gate.absorb_threshold()
+            >>> gate.fc2.bias, gate.threshold
+            (Parameter containing:
+            tensor([0.1000, 1.5000], requires_grad=True), tensor(0.))
+        """
+        self.fc2.bias[1] -= self.threshold
+        self.threshold.zero_()
+
     def extra_repr(self) -> str:
         """Show what distinguishes this gate."""
         return f"channels={self.channels}, width={self.width}, policy={self.policy!r}"

@@ -19,13 +19,15 @@ from typing import get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import aigtool
-from aigtool.training.config import NormStatistics
+from aigtool.training.config import FinetuneConfig, NormStatistics
+from aigtool.training.objective import Objective
 from aigtool.training.trainer import batch_norms
 
 CASES = (("resnet50", (3, 224, 224), 16), ("cifar_resnet56", (3, 32, 32), 128))
+IMAGES = 50_000
+"""Of the data set, as far as the loss asks."""
 REPEATS = 25
 
 
@@ -39,19 +41,17 @@ def stepper(
     """Return a function that takes one training step; the network writes to ``decisions``."""
     images, labels = batch
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
-    gates = dict(aigtool.named_gates(network))
-    running = aigtool.RunningRates(len(gates)).to(images.device)
+    objective = Objective(
+        FinetuneConfig(distill=0.0, hints=0.0).completed(False, True, False),
+        dict(aigtool.named_gates(network)),
+        aigtool.count_flops(network, tuple(images.shape[1:])),
+        None,
+        IMAGES,
+    ).to(images.device)
 
     def loss() -> Tensor:
         with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
-            value = F.cross_entropy(run(images), labels)
-        if gates:
-            rates = running(aigtool.execution_rates(decisions.values()), len(images))
-            probabilities = torch.stack([made.logit for made in decisions.values()]).sigmoid()
-            means, uncertainty = probabilities.mean(1), aigtool.decision_entropy(probabilities)
-            value = value + 100 * aigtool.network_rate_loss(rates, 0.6) + 2 * uncertainty.mean()
-            value = value + 10 * aigtool.information_loss(means, uncertainty, least=0.25)
-        return value
+            return objective(images, labels, run(images), decisions, progress=0.5)["loss"]
 
     run = torch.compile(network) if compiled else network
 

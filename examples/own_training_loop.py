@@ -26,10 +26,12 @@ def main(steps: int = 12) -> torch.nn.Module:
     optimizer = torch.optim.AdamW([{"params": others, "lr": 1e-3}, {"params": gates, "lr": 0.05}])
     pixel_network.train()
     batches = aigtool.load_batches(images, batch_size=64, shuffle_seed=0)
+    # Over the latest images: a minibatch alone tells little of a rate.
+    running = aigtool.RunningRates(len(list(aigtool.named_gates(network))))
     for step, (pixels, labels) in enumerate(batches, 1):
         with aigtool.recorded_decisions(network) as decisions:
             logits = pixel_network(pixels)
-        rates = aigtool.execution_rates(decisions.values())
+        rates = running(aigtool.execution_rates(decisions.values()), len(pixels))
         loss = F.cross_entropy(logits, labels) + 30 * aigtool.network_rate_loss(rates, TARGET_RATE)
         optimizer.zero_grad()
         loss.backward()

@@ -140,7 +140,7 @@ def calibrate(
                 "rate",
                 "GFLOPs\nof dense",
                 "spread",
-                "gates adaptive\n/ on / off",
+                "gates adaptive\n/on/off",
             ],
             [[name, *_cells(summary)] for name, summary in columns.items()],
         )

@@ -82,8 +82,7 @@ def print_table(
         table.add_column(
             column,
             justify="left" if left else "right",
-            overflow="fold" if left else "ellipsis",
-            no_wrap=not left,
+            overflow="fold",
             min_width=min(widest, 12) if left else None,
             header_style="dim",
         )

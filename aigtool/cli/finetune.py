@@ -1,13 +1,12 @@
 """``aigtool finetune``: train gates and network to a target execution rate."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aigtool.cli.console import note, percent, print_facts, print_json, share, status, wrote
+from aigtool.cli.console import percent, print_facts, print_json, share, status, wrote
 from aigtool.cli.options import (
     BatchSize,
     ClassMap,
@@ -25,14 +24,14 @@ from aigtool.cli.options import (
     Workers,
 )
 from aigtool.cli.recipe import CONTEXT, Recipe, as_kept, read_recipe, takes_recipe
-from aigtool.cli.reporting import training_progress
+from aigtool.cli.reporting import told_how_to_go_on, training_progress
 from aigtool.training.config import FinetuneConfig, read_settings
 
 if TYPE_CHECKING:
     from aigtool.budget import Budget
 
 
-@takes_recipe
+@takes_recipe()
 def finetune(
     ctx: typer.Context,
     model: Annotated[
@@ -125,7 +124,7 @@ def finetune(
     tell_before(prepared, config)
     images = prepared.images
     with (
-        _told_how_to_go_on(folder),
+        told_how_to_go_on(f"aigtool finetune --resume {folder}"),
         training_progress(config, len(images.train)) as (on_step, on_epoch),
     ):
         result = finetune_network(
@@ -175,15 +174,6 @@ def _asked(budget: "Budget | None", config: FinetuneConfig) -> str:
     return f"{budget}{' on average, each gate its own' * config.is_per_layer}"
 
 
-@contextmanager
-def _told_how_to_go_on(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        note(f"stopped; go on with: aigtool finetune --resume {folder}")
-        raise
-
-
 def _check_apart(folder: Path, *files: Path | None) -> None:
     """Refuse to replace the run folder that a network comes from."""
     from aigtool.errors import UserError
@@ -207,6 +197,11 @@ def _stored(folder: Path, ctx: typer.Context, given: Mapping[str, Any]) -> dict[
         )
     values = read_settings(path)
     stored: dict[str, Any] = {name: values.get(name) for name in CONTEXT}
+    if not (stored["model"] and stored["data"]):
+        raise UserError(
+            f"--resume {folder}: {path.name} names no model and data; expected a folder that the "
+            "command wrote (from Python, finetune(..., resume=True) goes on with others)"
+        )
     stored |= {name: value for name, value in values["options"].items() if name != "workers"}
     for name in given:
         source = ctx.get_parameter_source(name)

@@ -17,7 +17,7 @@ from aigtool.data.images import DataSource
 from aigtool.data.training import TrainingImages, open_training_images
 from aigtool.device import find_device
 from aigtool.errors import UserError
-from aigtool.models.files import Model, load_model
+from aigtool.models.files import DENSE_FILE, Model, load_model
 from aigtool.training.config import FinetuneConfig
 
 SEEN_LOSS = 0.02
@@ -30,14 +30,14 @@ class Prepared:
 
     Attributes:
         model: The gated network.
-        sha256: Of its file.
+        digests: SHA-256 of its file, and of that of the network before gating, if there is one.
         images: To train and to validate on.
         reference: What to compare with, ``dense`` or ``open``, and the network.
         device: Where to train.
     """
 
     model: Model
-    sha256: str
+    digests: dict[str, str | None]
     source: DataSource
     images: TrainingImages
     reference: tuple[str, Model]
@@ -52,7 +52,7 @@ class Prepared:
     def context(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return what ``config.yaml`` says besides the options of the recipe."""
         kept = {name: as_kept(settings[name]) for name in CONTEXT}
-        return {**kept, "model_sha256": self.sha256, "device": str(self.device)}
+        return {**kept, **self.digests, "device": str(self.device)}
 
 
 def prepare(settings: Mapping[str, Any], augmentation: Augmentation) -> Prepared:
@@ -72,8 +72,13 @@ def prepare(settings: Mapping[str, Any], augmentation: Augmentation) -> Prepared
     images = replace(images, train=images.train.limited(settings["limit"]))
     dense = None if settings["dense"] is None else Path(settings["dense"])
     reference = open_reference(model, path, dense)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Prepared(model, digest, source, images, reference, device)
+    before = (dense or path.parent / DENSE_FILE) if reference[0] == "dense" else None
+    digests = {"model_sha256": _sha256(path), "dense_sha256": _sha256(before)}
+    return Prepared(model, digests, source, images, reference, device)
+
+
+def _sha256(path: Path | None) -> str | None:
+    return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def tell_before(prepared: Prepared, config: FinetuneConfig) -> Ready:

@@ -35,33 +35,41 @@ class Recipe:
     augmentation: dict[str, Any]
 
 
-def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
+def takes_recipe(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command with a parameter ``recipe`` an option for each field of the recipe.
 
+    Args:
+        without: Fields that it has no use for, which keep their defaults.
+
     Example:
-        >>> @takes_recipe
+        >>> @takes_recipe("targets")
         ... def train(recipe: Recipe) -> None:
         ...     print(recipe.training["lr"], recipe.augmentation["reprob"])
-        >>> "noise_hold" in inspect.signature(train).parameters
-        True
         >>> options = {name: p.default for name, p in inspect.signature(train).parameters.items()}
+        >>> "noise_hold" in options, "targets" in options
+        (True, False)
         >>> train(**options | {"lr": 0.5})
         0.5 0.0
     """
-    training = _options(FinetuneConfig, without=_ELSEWHERE)
+    training = _options(FinetuneConfig, without=(*_ELSEWHERE, *without))
     augmentation = _options(Augmentation)
 
-    @functools.wraps(command)
-    def with_options(**given: Any) -> None:
-        parts = [{name: given.pop(name) for name in part} for part in (training, augmentation)]
-        command(**given, recipe=Recipe(*parts))
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_options(**given: Any) -> None:
+            parts = [{name: given.pop(name) for name in part} for part in (training, augmentation)]
+            command(**given, recipe=Recipe(*parts))
 
-    own = inspect.signature(command, eval_str=True)
-    kept = [parameter for name, parameter in own.parameters.items() if name != "recipe"]
-    added = [*training.values(), *augmentation.values()]
-    with_options.__signature__ = own.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
-    with_options.__annotations__ = {p.name: p.annotation for p in [*kept, *added]}
-    return with_options
+        own = inspect.signature(command, eval_str=True)
+        kept = [parameter for name, parameter in own.parameters.items() if name != "recipe"]
+        added = [*training.values(), *augmentation.values()]
+        with_options.__signature__ = own.replace(  # type: ignore[attr-defined]
+            parameters=[*kept, *added]
+        )
+        with_options.__annotations__ = {p.name: p.annotation for p in [*kept, *added]}
+        return with_options
+
+    return decorate
 
 
 def _options(kind: type, without: Collection[str] = ()) -> dict[str, inspect.Parameter]:
@@ -96,7 +104,7 @@ def read_recipe(settings: Mapping[str, Any]) -> tuple[FinetuneConfig, Augmentati
         >>> read_recipe(settings)[0].lr
         0.5
     """
-    options = {field.name: settings[field.name] for field in fields(FinetuneConfig)}
+    options = {f.name: settings[f.name] for f in fields(FinetuneConfig) if f.name in settings}
     return FinetuneConfig(**options), Augmentation(**{n: settings[n] for n in AUGMENTATIONS})
 
 

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from aigtool.training.trainer import StepReport
 
 
-def gate_counts(summary: dict[str, Any]) -> str:
-    """Show how many gates are adaptive, always on and always off."""
-    counts = (summary[f"{kind}_gates"] for kind in ("adaptive", "always_on", "always_off"))
-    return " / ".join(map(str, counts)) if summary["gates"] else "-"
+def gate_counts(summary: Mapping[str, Any], prefix: str = "") -> str:
+    """Show how many gates are adaptive, always on and always off, or how many in the mean."""
+    counts = [summary[f"{prefix}{kind}_gates"] for kind in ("adaptive", "always_on", "always_off")]
+    shown = (f"{count:.1f}".removesuffix(".0") for count in counts)
+    return "/".join(shown) if any(counts) else "-"
 
 
 def paired(row: dict[str, Any]) -> str:
@@ -35,7 +36,7 @@ def print_summaries(title: str, summaries: Mapping[str, dict[str, Any]]) -> None
         "GFLOPs executed": lambda s: f"{s['gflops_executed']:.4g}",
         "of dense": lambda s: share(s["flops_fraction"]),
         "spread over images": lambda s: share(s["flops_fraction_stdev"]),
-        "gates adaptive / on / off": gate_counts,
+        "gates adaptive/on/off": gate_counts,
         "images/s": lambda s: f"{s['images_per_second']:,.0f}",
     }
     dense = next(iter(summaries.values()))["gflops_dense"]
@@ -44,6 +45,16 @@ def print_summaries(title: str, summaries: Mapping[str, dict[str, Any]]) -> None
         ["", *summaries],
         [[name, *(show(summary) for summary in summaries.values())] for name, show in rows.items()],
     )
+
+
+@contextmanager
+def told_how_to_go_on(how: str) -> Iterator[None]:
+    """Say how to go on when Ctrl-C stops what is done within."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"stopped; go on with: {how}")
+        raise
 
 
 @contextmanager
@@ -79,8 +90,9 @@ def training_progress(
                     f"execution rate {share(row['val_execution_rate'])} "
                     f"(training {share(row['train_execution_rate'])}, "
                     f"{share(row['train_argmax_rate'])} without noise)",
-                    f"GFLOPs {share(row['val_flops_fraction'])} of dense",
-                    f"{row['val_adaptive_gates']} adaptive gates",
+                    f"GFLOPs {share(row['val_flops_fraction'])} of dense "
+                    f"(spread {share(row['val_flops_fraction_stdev'])})",
+                    f"gates {gate_counts(row, 'val_')} adaptive/on/off",
                 ]
             parts += [f"{row['train_images_per_second']:,.0f} images/s"]
             note(", ".join(parts) + (", best so far" if row["best"] else ""))

@@ -26,13 +26,13 @@ from aigtool.cli.options import (
     parse_seeds,
 )
 from aigtool.cli.recipe import Recipe, read_recipe, takes_recipe
-from aigtool.cli.reporting import paired, training_progress
+from aigtool.cli.reporting import gate_counts, paired, told_how_to_go_on, training_progress
 from aigtool.errors import UserError
 from aigtool.output import check_output, records
 from aigtool.training.config import FinetuneConfig
 
 
-@takes_recipe
+@takes_recipe("targets")
 def sweep(
     model: ModelFile,
     data: Data,
@@ -138,12 +138,14 @@ def sweep(
         flops = count_flops(prepared.model.network, prepared.model.description.input.size)
         for budget in budgets:
             budget.check(flops)
+        points = [Point(budget, seed) for budget in budgets for seed in numbers]
+        for point in points:
+            point.config(config)
     tell_before(prepared, config)
     images = prepared.images
     judged = images.val if split is None else open_for(prepared.model, prepared.source, split)
-    points = [Point(budget, seed) for budget in budgets for seed in numbers]
     traces = {}
-    for point, best in run_points(
+    runs_done = run_points(
         prepared.model,
         images.train,
         images.val,
@@ -154,10 +156,12 @@ def sweep(
         device=prepared.device,
         context=prepared.context(settings),
         watch=lambda point, config: training_progress(config, len(images.train), point.name),
-    ):
-        subject = ready(load_model(best), prepared.device)
-        label = f"evaluating {point.name}"
-        traces[point] = collect(label, subject, judged, "argmax", batch_size, workers)
+    )
+    with told_how_to_go_on("the same command again"):
+        for point, best in runs_done:
+            subject = ready(load_model(best), prepared.device)
+            label = f"evaluating {point.name}"
+            traces[point] = collect(label, subject, judged, "argmax", batch_size, workers)
     others = {
         name: collect(
             f"evaluating {name}",
@@ -194,7 +198,7 @@ def _show(runs: list[dict[str, Any]], targets: list[dict[str, Any]], kind: str, 
             "1",
             f"{row['correct']}",
             percent(row["top1"], row["top1_stderr"]),
-            paired(row),
+            paired(row).removesuffix(" points"),
             share(row["flops_fraction"]),
             "-",
         ]
@@ -207,22 +211,17 @@ def _show(runs: list[dict[str, Any]], targets: list[dict[str, Any]], kind: str, 
             str(row["runs"]),
             f"{row['correct']:.1f}",
             percent(row["top1"], row["top1_stdev"]),
-            paired(row),
-            _range(row),
-            f"{row['adaptive_gates']:.1f}",
+            paired(row).removesuffix(" points"),
+            f"{share(row['flops_fraction'])} ± {share(row['flops_fraction_stdev'])}",
+            gate_counts(row),
         ]
         for row in targets
     ]
     print_table(
         f"{about}; of several seeds the mean",
         [
-            *("", "runs", "right", "top-1\n± seeds", f"paired with {kind}\n± images"),
-            *("GFLOPs\nof dense", "gates\nadaptive"),
+            *("", "runs", "right", "top-1\n± seeds", f"paired with\n{kind}: points\n± images"),
+            *("GFLOPs\nof dense\n± images", "gates\nadaptive\n/on/off"),
         ],
         rows,
     )
-
-
-def _range(row: dict[str, Any]) -> str:
-    low, high = share(row["flops_fraction_low"]), share(row["flops_fraction_high"])
-    return low if low == high else f"{low} to {high}"

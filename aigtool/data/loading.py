@@ -1,5 +1,6 @@
 """Images to batches: transforms and loaders."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from typing import Any, cast
@@ -142,6 +143,7 @@ def load_batches(
         "num_workers": workers,
         "pin_memory": pin_memory,
         "generator": torch.Generator(),
+        "worker_init_fn": _ignore_interrupts,
     }
     if shuffle_seed is None:
         return Batches(DataLoader(images, batch_size=batch_size, **options))
@@ -149,6 +151,11 @@ def load_batches(
     sampler = _ShuffledBatches(len(images), batch_size, repeats, generator, start)
     seeded_images = _SeededImages(images, shuffle_seed)
     return Batches(DataLoader(seeded_images, batch_sampler=sampler, **options))
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    """Leave Ctrl-C to the main process, which may have a step to finish."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Batches:

@@ -89,7 +89,7 @@ class FinetuneConfig:
         momentum: Of the optimiser.
         weight_decay: Of the network's weights; gates, norms and biases have none.
         sched: timm's name of the learning-rate schedule; step falls to a tenth after each third of
-            the run, multistep after a half and three quarters.
+            the run, multistep after a half and three quarters, poly along a line.
         warmup_epochs: Epochs over which the learning rates rise from zero.
         grad_accum_steps: Minibatches a step.
         clip_grad: The norm that gradients are clipped to; 0 leaves them as they are.

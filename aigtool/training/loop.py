@@ -242,6 +242,8 @@ def _networks(
     if flops.gated_blocks:
         config.budget.check(flops)
         _set_targets(trained, config)
+        for _, gate in named_gates(trained):
+            gate.absorb_threshold()
         set_policy(trained, "argmax")
     if config.baseline == "stochastic-depth":
         if not flops.gated_blocks:

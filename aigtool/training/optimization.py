@@ -27,7 +27,7 @@ def make_optimizer(
     Raises:
         UserError: timm cannot make them, or the optimiser is one whose learning rate must be told.
     """
-    if config.lr is None and config.opt.lower() in list_optimizers():
+    if config.lr is None and config.opt.lower().removeprefix("lookahead_") in list_optimizers():
         raise UserError(
             f"optimiser {config.opt!r} without a learning rate: only those of SGD, Adam and their "
             "kin are known; give --lr"
@@ -82,11 +82,13 @@ def settle_gates(optimizer: torch.optim.Optimizer, config: FinetuneConfig, progr
 
 
 def _falls(config: FinetuneConfig) -> dict[str, Any]:
-    """Return when a schedule that falls by steps does: timm's defaults are for 300 epochs."""
+    """Return how some schedules fall: timm's defaults are for 300 epochs, or hardly fall."""
     if config.sched == "step":
         return {"decay_epochs": config.epochs / 3}
     if config.sched == "multistep":
         return {"decay_milestones": [config.epochs / 2, 3 * config.epochs / 4]}
+    if config.sched == "poly":
+        return {"decay_rate": 1.0}  # the power
     return {}
 
 

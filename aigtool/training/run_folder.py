@@ -100,6 +100,11 @@ class RunFolder:
         # What torch.load raises depends on the file's first bytes.
         except Exception as error:
             raise UserError(f"{self.last} is no whole state of a run: {error}") from error
+        if state["metrics"] and not self.best.is_file():
+            raise UserError(
+                f"run folder {self.path} has lost its {self.best.name}: put it back, or start a "
+                "new run"
+            )
         return state
 
     def is_finished(self, config: FinetuneConfig, context: Mapping[str, Any] | None = None) -> bool:

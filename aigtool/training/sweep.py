@@ -95,11 +95,13 @@ def run_points(
         UserError: As ``finetune``, or a run that was begun had other options.
     """
     recipe = complete(recipe, model, teacher)
-    for point in points:
-        folder = RunFolder(Path(out) / point.name)
+    folders = {point: RunFolder(Path(out) / point.name) for point in points}
+    begun = [point for point in points if folders[point].last.is_file()]
+    # Asked of all before the first is trained: a folder of other options is told at once.
+    finished = [p for p in begun if folders[p].is_finished(p.config(recipe), context)]
+    for point, folder in folders.items():
         config = point.config(recipe)
-        begun = folder.last.is_file()
-        if not (begun and folder.is_finished(config, context)):
+        if point not in finished:
             with watch(point, config) as (on_step, on_epoch):
                 finetune(
                     copy.deepcopy(model),
@@ -108,7 +110,7 @@ def run_points(
                     config,
                     out=folder.path,
                     teacher=copy.deepcopy(teacher),
-                    resume=begun,
+                    resume=point in begun,
                     device=device,
                     context=context,
                     on_step=on_step,

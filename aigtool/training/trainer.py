@@ -83,7 +83,9 @@ class Trainer:
         self.objective = objective
         self.config = config
         self.device = self.network.mean.device
+        self.on_cuda = self.device.type == "cuda"
         self.gates = dict(named_gates(self.network))
+        self.trainable = [p for p in self.network.parameters() if p.requires_grad]
         if config.train == "gates":
             self.network.requires_grad_(False)
             for gate in self.gates.values():
@@ -107,12 +109,19 @@ class Trainer:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record the decisions of training steps; a compiled network wants that from the first."""
-        with (
-            recorded_decisions(self.trained) as self.decisions,
-            self.objective.watching(self.trained),
-        ):
-            yield
+        """Record the decisions of training steps; a compiled network wants that from the first.
+
+        Weights that were frozen for the run can be trained again afterwards.
+        """
+        try:
+            with (
+                recorded_decisions(self.trained) as self.decisions,
+                self.objective.watching(self.trained),
+            ):
+                yield
+        finally:
+            for weight in self.trainable:
+                weight.requires_grad_(True)
 
     def start_epoch(self, epoch: int) -> None:
         """Begin an epoch's means anew."""
@@ -140,7 +149,7 @@ class Trainer:
             shuffle_seed=config.seed * 100_003 + self.epoch,
             repeats=config.aug_repeats,
             start=self.batch,
-            pin_memory=device.type == "cuda",
+            pin_memory=self.on_cuda,
         )
         for number, batch in enumerate(batches, self.batch + 1):
             pixels, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
@@ -153,13 +162,14 @@ class Trainer:
             self.seconds += now - start
             start = now
             on_step(self._report())
-            if interrupted():
-                save()
-                raise KeyboardInterrupt
-            if now - saved > SAVE_SECONDS:
+            if interrupted() or now - saved > SAVE_SECONDS:
+                self._check_finite()
                 save()
                 saved = time.monotonic()
+            if interrupted():
+                raise KeyboardInterrupt
         self._check_finite()
+        save()
         means, last = self._means(), self._progress(self.done - 1)
         return {
             "epoch": self.epoch,
@@ -176,8 +186,8 @@ class Trainer:
     def _check_finite(self) -> None:
         if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
             raise NonFiniteLossError(
-                f"the weights are not finite after epoch {self.epoch}, step {self.done}: try a "
-                "lower --lr or --gate-lr; the files of the epochs before it are kept"
+                f"the weights are not finite at epoch {self.epoch}, step {self.done}: try a "
+                "lower --lr or --gate-lr; what was saved before is kept"
             )
 
     def _progress(self, done: int) -> float:
@@ -261,7 +271,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "average": {} if self.average is None else self.average.module.state_dict(),
             "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "rng_cuda": torch.cuda.get_rng_state(self.device) if self.on_cuda else None,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -275,8 +285,8 @@ class Trainer:
         for name in _PLACE:
             setattr(self, name, state[name])
         torch.set_rng_state(state["rng"])
-        if state["rng_cuda"]:
-            torch.cuda.set_rng_state_all(state["rng_cuda"])
+        if self.on_cuda and state["rng_cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng_cuda"], self.device)
 
 
 def batch_norms(network: nn.Module) -> Iterator[nn.Module]:

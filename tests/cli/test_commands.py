@@ -264,6 +264,11 @@ def test_a_run_goes_on_where_it_was_stopped(
         state = same.network.state_dict()
         assert all(torch.equal(v, state[k]) for k, v in one.network.state_dict().items())
 
+    beside = tmp_path / "dense.safetensors"
+    aigtool("convert", other, "--strip", "--out", beside)
+    assert run(resume) == 2
+    assert "was started with dense_sha256 None" in capsys.readouterr().err
+    beside.unlink()
     model.write_bytes(other.read_bytes())
     assert run(resume) == 2
     assert "was started with model_sha256" in capsys.readouterr().err
@@ -387,9 +392,10 @@ def test_a_sweep_compares_its_runs_and_goes_on_where_it_stopped(
     assert "flops 0.4" in shown.out
     assert "images test, 12 images" in " ".join(shown.out.split())
 
-    arguments = [*command, "--target-flops", "0.6", "--seeds", "0", "--momentum", "0.5"]
+    arguments = [*command, "--target-flops", "0.8,0.6", "--seeds", "0", "--momentum", "0.5"]
     assert run([str(argument) for argument in arguments]) == 2
     assert "was started with momentum 0.9, not 0.5" in capsys.readouterr().err
+    assert not (out / "flops0.8-seed0").exists()
 
 
 def test_a_sweep_compares_with_a_dense_network_of_its_own(
@@ -411,7 +417,8 @@ def test_a_sweep_of_the_baseline_says_that_it_is_one(
     result = aigtool(*command, "--json")
     assert [row["network"] for row in result["runs"]] == ["open", "stochastic-depth"]
     shown = aigtool(*command)
-    assert "paired with open" in " ".join(shown.out.split())
+    assert "paired with" in shown.out
+    assert "open: points" in shown.out
 
 
 @pytest.mark.parametrize(

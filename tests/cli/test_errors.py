@@ -267,6 +267,15 @@ CASES = {
     "nothing to sweep": (SWEEP, "expected one of --target-flops and --target-rate"),
     "sweep no number": ([*SWEEP, "--target-flops", "0.5,x"], "budget '0.5,x'"),
     "sweep out of reach": ([*SWEEP, "--target-flops", "0.5,0.01"], "lowest that can be reached"),
+    "sweep of layers' targets": (
+        [*SWEEP, "--target-flops", "0.5", "--target", "per-layer"],
+        "a target per layer with a target in FLOPs",
+    ),
+    "sweep with one target a layer": (
+        [*SWEEP, "--target-rate", "0.5", "--targets", "0.5"],
+        "--targets",
+    ),
+    "lookahead without a rate": ([*FINETUNE, "--opt", "lookahead_lion"], "give --lr"),
     "seed twice": ([*SWEEP, "--target-flops", "0.5", "--seeds", "1,1"], "seeds '1,1'"),
     "seed out of range": ([*SWEEP, "--target-flops", "0.5", "--seeds", "4294967296"], "seeds"),
     "negative seed": ([*FINETUNE, "--seed", "-1"], "seed -1"),

@@ -1,6 +1,7 @@
 import dataclasses
 import pickle
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,16 @@ def test_images_go_to_worker_processes(source: str, image_folder: Path) -> None:
     again = pickle.loads(pickle.dumps(images))
     assert torch.equal(again[3][0], images[3][0])
     assert (again[3][1], again.filename(3)) == (images[3][1], images.filename(3))
+
+
+def test_ctrl_c_is_left_to_the_main_process(image_folder: Path) -> None:
+    def ignores(_image: Image.Image) -> torch.Tensor:
+        return torch.tensor(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
+
+    images = open_images(str(image_folder), "test", ignores)
+    for workers, expected in ((0, False), (1, True)):
+        told = torch.cat([pixels for pixels, _ in load_batches(images, workers=workers)])
+        assert told.tolist() == [expected] * len(images)
 
 
 def test_a_last_batch_of_one_joins_the_one_before(image_folder: Path) -> None:

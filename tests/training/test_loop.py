@@ -17,9 +17,11 @@ from aigtool.errors import NonFiniteLossError, UserError
 from aigtool.flops import count_flops
 from aigtool.models.description import Description, InputSpec, PixelNetwork
 from aigtool.models.files import Model, load_model
+from aigtool.models.zoo import create_network
 from aigtool.trace import ExecutionTrace, collect_trace
 from aigtool.training.config import FinetuneConfig, read_settings
 from aigtool.training.loop import FinetuneResult, finetune, measure_expected_rates
+from aigtool.training.objective import MOST_EXCESS
 from aigtool.training.trainer import StepReport, batch_norms
 
 SPEC = InputSpec(size=(3, 32, 32), crop_pct=1.0)
@@ -258,9 +260,21 @@ class StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop", [1, 4, 6])
+@pytest.mark.parametrize(
+    ("stop", "options"),
+    [
+        (1, {}),
+        (4, {}),
+        (6, {}),
+        (3, {"opt": "adamw", "lr": 0.001}),
+        (3, {"train": "gates", "norm_statistics": None}),
+        (3, {"baseline": "stochastic-depth", "band": 0.0}),
+    ],
+    ids=str,
+)
 def test_a_run_that_was_stopped_ends_as_one_that_never_was(
     stop: int,
+    options: dict[str, Any],
     small_network: nn.Module,
     train: ImageSet,
     val: ImageSet,
@@ -282,11 +296,14 @@ def test_a_run_that_was_stopped_ends_as_one_that_never_was(
         mixup=0.2,
         cutmix=0.2,
     )
+    config = replace(config, **options)
+    teacher = create_network("cifar_resnet20", num_classes=3)
     moving = replace(train, transform=transforms.Compose([transforms.RandomCrop(32, 4), to_tensor]))
 
     def run(name: str, **options: Any) -> FinetuneResult:
         model = Model(copy.deepcopy(small_network), Description("cifar_resnet20", 3, input=SPEC))
-        return finetune(model, moving, val, config, out=tmp_path / name, **options)
+        taught = copy.deepcopy(teacher)
+        return finetune(model, moving, val, config, out=tmp_path / name, teacher=taught, **options)
 
     def stopping(report: StepReport) -> None:
         if (report.epoch - 1) * report.steps + report.step == stop + 1:
@@ -323,6 +340,9 @@ def test_a_run_is_resumed_with_its_own_options_only(
     with pytest.raises(UserError, match=r"started with lr 0\.01, not 0\.5"):
         finetune(copy.deepcopy(model), train, val, other, out=out, resume=True)
     finetune(copy.deepcopy(model), train, val, replace(FAST, workers=1), out=out, resume=True)
+    (out / "best.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(UserError, match=r"has lost its best\.safetensors"):
+        finetune(copy.deepcopy(model), train, val, FAST, out=out, resume=True)
     (out / "last.ckpt").write_bytes(b"no state")
     with pytest.raises(UserError, match="no whole state"):
         finetune(model, train, val, FAST, out=out, resume=True)
@@ -430,16 +450,60 @@ def test_gates_alone_are_trained_where_asked(
     same = {key for key in before if torch.equal(before[key], after[key])}
     assert {key for key in before if ".gate." not in key} <= same
     assert not any(key.endswith(".gate.fc2.weight") for key in same)
+    assert all(weight.requires_grad for weight in model.network.parameters())
+
+
+def test_thresholds_that_a_network_comes_with_are_where_training_starts(
+    model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    """Gates that argmax closes are closed in training too, by a logit of the same sign."""
+    gates = dict(named_gates(model.network))
+    for gate in gates.values():
+        gate.threshold.fill_(5.0)
+    steps: list[StepReport] = []
+    config = replace(FAST, epochs=1, lr=1e-9, gate_lr=1e-9, noise_hold=0.0, noise_end=0.0)
+    finetune(model, train, val, config, out=tmp_path / "run", on_step=steps.append)
+    assert steps[0].execution_rate == 0
+    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["network"]
+    for name in gates:
+        torch.testing.assert_close(state[f"{name}.gate.fc2.bias"], torch.tensor([0.1, -3.0]))
+
+
+def test_what_validation_executes_more_than_training_is_taken_off_the_target(
+    model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    config = replace(FAST, epochs=1, target_rate=0.6)
+    (row,) = finetune(model, train, val, config, out=tmp_path / "run").metrics
+    excess = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["objective"]["excess"]
+    expected = row["val_uncalibrated"] - row["train_argmax_rate"]
+    # The running rate, over a few images, is not the epoch's mean.
+    assert excess.item() == pytest.approx(min(max(expected, -MOST_EXCESS), MOST_EXCESS), abs=0.03)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_what_is_good(
+    model: Model,
+    train: ImageSet,
+    val: ImageSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The step that spoils the weights is not saved, however often steps are."""
+    monkeypatch.setattr("aigtool.training.trainer.SAVE_SECONDS", -1.0)
+    config = replace(FAST, lr=3e38)
+    with pytest.raises(NonFiniteLossError, match="epoch 1, step 1"):
+        finetune(model, train, val, config, out=tmp_path / "run")
+    kept = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert kept["done"] == 0
+    assert all(tensor.isfinite().all() for tensor in kept["network"].values())
+
+
+def test_a_network_that_is_not_finite_is_told(
     model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
 ) -> None:
     with torch.no_grad():
         model.network.linear.weight.fill_(float("inf"))
     with pytest.raises(NonFiniteLossError, match="epoch 1, step 1"):
         finetune(model, train, val, FAST, out=tmp_path / "run")
-    assert (tmp_path / "run" / "dense.safetensors").is_file()
 
 
 def test_weights_that_are_not_finite_after_the_last_step_are_no_result(

@@ -104,6 +104,7 @@ def test_a_warm_up_starts_from_no_step_at_all(gated: Runs) -> None:
         ("step", [1, 1, 0.1, 0.1, 0.01, 0.01]),
         ("multistep", [1, 1, 1, 0.1, 0.1, 0.01]),
         ("cosine", [1, 0.9330, 0.75, 0.5, 0.25, 0.0670]),
+        ("poly", [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
     ],
 )
 def test_schedules_fall_within_the_run(gated: Runs, sched: str, rates: list[float]) -> None:
