@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aigtool.cli.console import note, percent, print_json, print_table, share, status, wrote
+from aigtool.cli.console import note, percent, print_json, print_table, share, status, warn, wrote
 from aigtool.cli.options import (
     BatchSize,
     ClassMap,
@@ -25,6 +25,9 @@ from aigtool.cli.options import (
 )
 from aigtool.cli.reporting import gate_counts
 from aigtool.output import check_output
+
+REACHED = 0.01
+"""How much of a budget may be left before a warning says so."""
 
 
 def calibrate(
@@ -120,6 +123,11 @@ def calibrate(
                     workers=workers,
                 )
             summary = collect(str(budget), subject, images, "argmax", batch_size, workers).summary()
+            if found.spent < budget.share - REACHED:
+                warn(
+                    f"{budget}: {share(found.spent)} is the nearest below that was found; gates "
+                    "that many images share a logit of execute all of them or none"
+                )
             columns[str(budget)] = summary
             step = {
                 f"target_{budget.unit}": budget.share,

@@ -24,7 +24,7 @@ from aigtool.cli.options import (
     Workers,
 )
 from aigtool.cli.recipe import CONTEXT, Recipe, as_kept, read_recipe, takes_recipe
-from aigtool.cli.reporting import told_how_to_go_on, training_progress
+from aigtool.cli.reporting import told_how_to_go_on, training_progress, warn_of_landing
 from aigtool.training.config import FinetuneConfig, read_settings
 
 if TYPE_CHECKING:
@@ -141,6 +141,8 @@ def finetune(
             on_epoch=on_epoch,
         )
     best = result.metrics[result.epoch - 1]
+    if (landed := best.get("val_uncalibrated")) and result.budget is not None:
+        warn_of_landing(result.budget, landed)
     if json:
         headline = {name: best[name] for name in _HEADLINE}
         print_json({"out": str(folder), "epoch": result.epoch, **headline})

@@ -4,9 +4,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from aigtool.cli.console import note, percent, print_table, progress, share
+from aigtool.cli.console import note, percent, print_table, progress, share, warn
+
+LANDED = 0.05
+"""How far from its budget a network may be without thresholds before a warning says so."""
 
 if TYPE_CHECKING:
+    from aigtool.budget import Budget
     from aigtool.training.config import FinetuneConfig
     from aigtool.training.trainer import StepReport
 
@@ -45,6 +49,15 @@ def print_summaries(title: str, summaries: Mapping[str, dict[str, Any]]) -> None
         ["", *summaries],
         [[name, *(show(summary) for summary in summaries.values())] for name, show in rows.items()],
     )
+
+
+def warn_of_landing(budget: "Budget", landed: float) -> None:
+    """Say so if thresholds, and not training, brought a network to its budget."""
+    if abs(landed - budget.share) > LANDED:
+        warn(
+            f"training ended at {share(landed)} and thresholds did the rest, {budget}, which costs "
+            "accuracy: train for more epochs, or on more images"
+        )
 
 
 @contextmanager

@@ -159,6 +159,8 @@ def check_comparable(gated: Description, dense: Description, path: Path) -> None
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not path.is_file():
+        if (best := path / "best.safetensors").is_file():
+            raise UserError(f"model file {path}: it is a run folder; expected {best}")
         raise UserError(f"model file {path}: no such file; `aigtool convert` writes one")
     try:
         with safetensors.safe_open(path, framework="pt") as file:

@@ -251,13 +251,18 @@ such as 0.6
                 "norm statistics of minibatches with train gates: a network that is not trained "
                 "keeps its own; leave them out, or train all"
             )
-        if self.warmup_epochs >= self.epochs:
-            raise UserError(
-                f"warmup epochs {self.warmup_epochs}: expected fewer than the {self.epochs} epochs "
-                "of the run"
-            )
         counts = ("epochs", "batch_size", "aug_repeats", "grad_accum_steps")
         self._check(counts, lambda value: value >= 1, "a whole number of at least 1")
+        if self.warmup_epochs >= self.epochs:
+            raise UserError(
+                f"warmup epochs {self.warmup_epochs}, epochs {self.epochs}: expected fewer for "
+                "warm-up than in all"
+            )
+        if self.aug_repeats > self.batch_size:
+            raise UserError(
+                f"aug repeats {self.aug_repeats}: expected at most the batch size, "
+                f"{self.batch_size}, since an image's augmentations share a minibatch"
+            )
         temperatures = ("distill_temperature", "gate_temperature", "gate_temperature_end")
         self._check((*temperatures, "rate_window"), lambda value: value > 0, "a number above 0")
         self._check(
@@ -282,8 +287,8 @@ such as 0.6
         self._check(("seed",), lambda value: 0 <= value < 2**32, "0 to 4294967295")
         self._check(("model_ema_decay",), lambda value: 0 <= value < 1, "0 or more, and under 1")
         ends = self.noise_end, self.band_high
-        self._check(("noise_hold",), lambda value: value <= ends[0], "at most the noise's end")
-        self._check(("band_low",), lambda value: value <= ends[1], "at most the band's higher end")
+        self._check(("noise_hold",), lambda value: value <= ends[0], f"at most noise end {ends[0]}")
+        self._check(("band_low",), lambda value: value <= ends[1], f"at most band high {ends[1]}")
 
     def _check(self, names: tuple[str, ...], holds: Callable[[float], bool], expected: str) -> None:
         for name in names:

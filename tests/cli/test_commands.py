@@ -15,6 +15,7 @@ import torch
 import yaml
 from torch import nn
 
+from aigtool.cli.calibrate import REACHED
 from aigtool.cli.main import run
 from aigtool.cli.sweep import named
 from aigtool.conversion import named_gates
@@ -257,7 +258,8 @@ def test_a_run_goes_on_where_it_was_stopped(
     ):
         assert run([*resume, *more]) == 2
         assert message in capsys.readouterr().err
-    aigtool(*resume, "--epochs", "2", "--json")
+    shown = aigtool(*resume, "--epochs", "2")
+    assert "thresholds did the rest, target rate 0.6" in shown.err
     for name in ("best.safetensors", "dense.safetensors"):
         one, same = (load_model(tmp_path / run / name) for run in ("whole", "stopped"))
         assert one.description == same.description
@@ -301,6 +303,8 @@ def test_calibrate_makes_a_model_file_a_budget(
 
     out = tmp_path / "one.safetensors"
     shown = aigtool("calibrate", model, *data, "--target-rate", "0.5", "--out", out)
+    missed = load_model(out).description.history[-1]["execution_rate"] < 0.5 - REACHED
+    assert ("is the nearest below that was found" in shown.err) is missed
     assert "target rate 0.5" in shown.out
     assert load_model(out).description.history[-1]["target_rate"] == 0.5
 

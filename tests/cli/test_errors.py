@@ -254,7 +254,7 @@ CASES = {
     "schedule of accuracies": ([*FINETUNE, "--sched", "plateau"], "'plateau' cannot be made"),
     "all warm-up": (
         [*FINETUNE, "--epochs", "2", "--warmup-epochs", "2"],
-        "expected fewer than the 2 epochs",
+        "warmup epochs 2, epochs 2: expected fewer for warm-up than in all",
     ),
     "out of its own model": (
         ["finetune", "run/best.st", "--data", "images", "--out", "run", "--force"],
@@ -274,6 +274,14 @@ CASES = {
     "sweep with one target a layer": (
         [*SWEEP, "--target-rate", "0.5", "--targets", "0.5"],
         "--targets",
+    ),
+    "noise that ends before it falls": (
+        [*FINETUNE, "--noise-end", "0.1"],
+        "noise hold 0.15: expected at most noise end 0.1",
+    ),
+    "more repeats than a minibatch": (
+        [*FINETUNE, "--batch-size", "8", "--aug-repeats", "9"],
+        "aug repeats 9: expected at most the batch size, 8",
     ),
     "lookahead without a rate": ([*FINETUNE, "--opt", "lookahead_lion"], "give --lr"),
     "seed twice": ([*SWEEP, "--target-flops", "0.5", "--seeds", "1,1"], "seeds '1,1'"),

@@ -113,6 +113,9 @@ def test_what_is_no_model_file_is_told(about: str | None, message: str, tmp_path
 
 def test_missing_and_cut_files_are_told(small_network: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
+    (tmp_path / "best.safetensors").touch()
+    with pytest.raises(UserError, match=r"it is a run folder; expected .*best\.safetensors"):
+        load_model(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         load_model(path)
     save_model(path, small_network, DESCRIPTION)
