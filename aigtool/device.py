@@ -1,8 +1,29 @@
-"""Where to compute."""
+"""Where to compute, and in which layout."""
+
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from aigtool.errors import UserError
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def to_channels_last(network: Network) -> Network:
+    """Lay the weights of two-dimensional convolutions out channels-last, in place.
+
+    ``network.to(memory_format=...)`` fails where there is a three-dimensional one too.
+
+    Example:
+        >>> layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv3d(1, 2, 3))
+        >>> to_channels_last(layers)[0].weight.stride()
+        (27, 1, 9, 3)
+    """
+    for weight in network.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 def synchronize(device: torch.device) -> None:

@@ -3,11 +3,11 @@
 import copy
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from aigtool.blocks import GatedBlock
 from aigtool.conversion import named_gates
+from aigtool.device import to_channels_last
 from aigtool.inference.folding import fold_gate, fold_norms
 from aigtool.inference.reading import read
 from aigtool.inference.skipping import SkippingBlock
@@ -27,7 +27,7 @@ def serve(network: Network, input_size: tuple[int, int, int] = (3, 224, 224)) ->
         input_size: Channels, height and width of its input.
 
     Example:
-        >>> import torchvision
+        >>> import torch, torchvision
         >>> from aigtool.conversion import convert
         >>> network = convert(torchvision.models.resnet18()).eval()
         >>> served, x = serve(network, (3, 32, 32)), torch.randn(2, 3, 32, 32)
@@ -48,4 +48,4 @@ def serve(network: Network, input_size: tuple[int, int, int] = (3, 224, 224)) ->
             name,
             SkippingBlock(block, overwrites=name in found.overwritable, rectified=rectified).eval(),
         )
-    return served.to(memory_format=torch.channels_last)
+    return to_channels_last(served)

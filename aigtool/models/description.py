@@ -8,6 +8,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from aigtool.conversion import named_gates, named_shortcuts
+from aigtool.device import to_channels_last
 from aigtool.gates import POLICIES, Policy
 
 FORMAT_VERSION = 1
@@ -187,7 +188,7 @@ class PixelNetwork(nn.Module):
     def __init__(self, network: nn.Module, spec: InputSpec) -> None:
         super().__init__()
 
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = to_channels_last(network)
         self.register_buffer("mean", torch.tensor(spec.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(-1, 1, 1), persistent=False)
 
