@@ -141,8 +141,8 @@ def finetune(
             on_epoch=on_epoch,
         )
     best = result.metrics[result.epoch - 1]
-    if (landed := best.get("val_uncalibrated")) and result.budget is not None:
-        warn_of_landing(result.budget, landed)
+    if result.budget is not None and "val_uncalibrated" in best:
+        warn_of_landing(result.budget, best["val_uncalibrated"])
     if json:
         headline = {name: best[name] for name in _HEADLINE}
         print_json({"out": str(folder), "epoch": result.epoch, **headline})

@@ -23,10 +23,10 @@ def gate_counts(summary: Mapping[str, Any], prefix: str = "") -> str:
 
 
 def paired(row: dict[str, Any]) -> str:
-    """Show by how much top-1 is above that of the network compared with, image by image."""
+    """Show by how many points top-1 is above that of the network compared with, image by image."""
     if row.get("difference") is None:
         return "-"
-    return f"{row['difference']:+.1f} ± {row['difference_stderr']:.1f} points"
+    return f"{row['difference']:+.1f} ± {row['difference_stderr']:.1f}"
 
 
 def print_summaries(title: str, summaries: Mapping[str, dict[str, Any]]) -> None:
@@ -34,7 +34,7 @@ def print_summaries(title: str, summaries: Mapping[str, dict[str, Any]]) -> None
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "top-1": lambda s: percent(s["top1"], s["top1_stderr"]),
         "right": lambda s: f"{s['correct']} of {s['images']}",
-        "paired difference": paired,
+        "paired difference, points": paired,
         "top-5": lambda s: percent(s["top5"], s["top5_stderr"]),
         "execution rate": lambda s: share(s["execution_rate"]),
         "GFLOPs executed": lambda s: f"{s['gflops_executed']:.4g}",

@@ -140,7 +140,7 @@ def sweep(
             budget.check(flops)
         points = [Point(budget, seed) for budget in budgets for seed in numbers]
         for point in points:
-            point.config(config)
+            point.config(config)  # refuses what does not go together, before any is trained
     tell_before(prepared, config)
     images = prepared.images
     judged = images.val if split is None else open_for(prepared.model, prepared.source, split)
@@ -198,7 +198,7 @@ def _show(runs: list[dict[str, Any]], targets: list[dict[str, Any]], kind: str, 
             "1",
             f"{row['correct']}",
             percent(row["top1"], row["top1_stderr"]),
-            paired(row).removesuffix(" points"),
+            paired(row),
             share(row["flops_fraction"]),
             "-",
         ]
@@ -211,7 +211,7 @@ def _show(runs: list[dict[str, Any]], targets: list[dict[str, Any]], kind: str, 
             str(row["runs"]),
             f"{row['correct']:.1f}",
             percent(row["top1"], row["top1_stdev"]),
-            paired(row).removesuffix(" points"),
+            paired(row),
             f"{share(row['flops_fraction'])} ± {share(row['flops_fraction_stdev'])}",
             gate_counts(row),
         ]

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,12 @@ from aigtool.conversion import gate_policy
 from aigtool.modes import in_mode
 from aigtool.rehearsal import run, run_on_meta
 
-_ABOUT = frozenset({"__get__", "dim", "size", "numel", "is_floating_point", "is_contiguous"})
+_ABOUT = frozenset(
+    {
+        *("__get__", "dim", "size", "numel", "is_floating_point", "is_contiguous"),
+        "untyped_storage",
+    }
+)
 """Functions that ask about a tensor, not for its numbers."""
 _NORMS = (nn.BatchNorm2d, BatchNormAct2d, nn.SyncBatchNorm)
 
@@ -29,7 +35,7 @@ class Reading:
     Attributes:
         norms: By name of a convolution, the batch norm that alone reads what it computes.
         overwritable: The gated blocks whose input nobody reads after them.
-        following: The gated blocks whose input is what another gated block returned, by name.
+        following: By name of a gated block, the one whose output it is given as it was returned.
     """
 
     norms: dict[str, str]
@@ -50,6 +56,8 @@ def read(network: nn.Module, input_size: tuple[int, int, int]) -> Reading:
         >>> found = read(convert(torchvision.models.resnet18()), (3, 64, 64))
         >>> found.norms["layer2.0.downsample.0"], "layer1.0" in found.overwritable
         ('layer2.0.downsample.1', True)
+        >>> "layer1.0" in found.following, found.following["layer1.1"]
+        (False, 'layer1.0')
     """
     with in_mode(network, training=False), gate_policy(network, "open"), torch.no_grad():
         try:
@@ -74,8 +82,9 @@ class _Notes(TorchFunctionMode):
         self.last_read: dict[int, int] = {}
         self.made: dict[int, str] = {}
         self.normed: dict[int, str] = {}
-        self.blocks: dict[str, tuple[int, int, int]] = {}
-        self.returned: dict[int, str] = {}
+        self.ended: dict[str, tuple[int, int]] = {}
+        self.returned: dict[int, tuple[str, int]] = {}
+        self.follows: dict[str, str] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -99,12 +108,21 @@ class _Notes(TorchFunctionMode):
             for name, module in network.named_modules():
                 for hook in self._hooks(name, module):
                     stack.callback(module.register_forward_hook(hook).remove)
+                if isinstance(module, GatedBlock):
+                    entered = partial(self._note_entered, name)
+                    stack.callback(module.register_forward_pre_hook(entered).remove)
             stack.callback(network.register_forward_hook(self._note_ends).remove)
             stack.enter_context(self)
             yield
 
     def _note_ends(self, _network: nn.Module, inputs: Any, output: Any) -> None:
         self._note(inputs, output)
+
+    def _note_entered(self, name: str, _block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        (x,) = inputs
+        before, returned = self.returned.get(id(x), ("", -1))
+        if self.last_read.get(_memory(x), 0) <= returned:
+            self.follows[name] = before
 
     def _hooks(self, name: str, module: nn.Module) -> Iterator[Callable[..., None]]:
         def count(_module: nn.Module, _inputs: tuple[Tensor, ...], _output: Tensor) -> None:
@@ -119,8 +137,8 @@ class _Notes(TorchFunctionMode):
 
         def passed(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             self.kept += (*inputs, output)
-            self.blocks[name] = (id(inputs[0]), _memory(inputs[0]), self.now)
-            self.returned[id(output)] = name
+            self.ended[name] = (_memory(inputs[0]), self.now)
+            self.returned[id(output)] = (name, self.now)
 
         yield count
         if type(module) is nn.Conv2d:
@@ -137,14 +155,14 @@ class _Notes(TorchFunctionMode):
                 yield convolution, norm
 
     def overwritable(self) -> Iterator[str]:
-        for name, (_, memory, end) in self.blocks.items():
+        for name, (memory, end) in self.ended.items():
             if self.calls[name] == 1 and self.last_read[memory] <= end:
                 yield name
 
     def following(self) -> Iterator[tuple[str, str]]:
-        for name, (given, _, _) in self.blocks.items():
-            if self.calls[name] == 1 and given in self.returned:
-                yield name, self.returned[given]
+        for name, before in self.follows.items():
+            if self.calls[name] == 1:
+                yield name, before
 
 
 def _memory(tensor: Tensor) -> int:

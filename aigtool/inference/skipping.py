@@ -36,17 +36,15 @@ class SkippingBlock(GatedBlock):
         self.rectified = rectified
 
     def _run(self, x: Tensor, decision: Decision) -> Tensor:
-        if decision.run not in ("chosen", "all") or torch.is_grad_enabled():
+        if decision.run == "scaled" or torch.is_grad_enabled():
             return super()._run(x, decision)
-        executed = [True] * len(x) if decision.run == "all" else decision.scale.bool().tolist()
+        executed = decision.scale.bool().tolist()
         for_residual, for_shortcut = self.parts.head(self, x)
         joined: Tensor = self.parts.shortcut(self, *for_shortcut)
         # What a ReLU has left as it is, it leaves again.
         settled = joined is x and (
             self.parts.tail is None or (self.rectified and self.parts.rectified)
         )
-        if settled and not any(executed):
-            return x
         if not self.overwrites and _share_memory(joined, x):
             joined = joined.clone()
         for images in groups(executed, large=x.nbytes >= LARGE * len(x)):

@@ -134,7 +134,8 @@ class Objective(nn.Module):
             pixels: ``(N, C, H, W)``, for the teacher.
             labels: ``(N,)``, or ``(N, classes)``, shares of mixed images.
             logits: ``(N, classes)``, the network's.
-            decisions: By name of a gate, from ``recorded_decisions``.
+            decisions: By name of a gate, from ``recorded_decisions``; of gates whose thresholds
+                are zero (``Gate.absorb_threshold``).
             progress: How much of the run is done, 0..1.
         """
         hard = labels if labels.ndim == 1 else labels.argmax(1)

@@ -135,7 +135,7 @@ def test_a_dense_network_is_served_too() -> None:
 class Watched(nn.Module):
     """Returns features between blocks, and reads some again later."""
 
-    def __init__(self, blocks: nn.Module) -> None:
+    def __init__(self, blocks: nn.Sequential) -> None:
         super().__init__()
         self.blocks = blocks
 
@@ -145,25 +145,51 @@ class Watched(nn.Module):
         second = self.blocks[1](first)
         third = self.blocks[2](second)
         fourth = self.blocks[3](third)
-        return second, fourth + third.mean(), x
+        fifth = self.blocks[4](fourth)
+        return second, fifth + fourth.mean(), x
 
 
 def test_features_that_others_read_are_not_written_over() -> None:
-    layer = enliven(create_network("cifar_resnet32"), 32).layer1[:4]
+    layer = enliven(create_network("cifar_resnet32"), 32).layer1
     network = convert(Watched(layer), input_size=(16, 8, 8)).eval()
     served = serve(network, (16, 8, 8))
-    overwrites = [m.overwrites for m in served.modules() if isinstance(m, SkippingBlock)]
-    assert overwrites == [False, True, False, False]
-    x = torch.randn(5, 16, 8, 8)
-    pattern = {name: torch.rand(5) < 0.5 for name, _ in named_gates(network)}
-    with torch.inference_mode():
-        with forced_decisions(network, pattern):
-            expected = network(x)
-        with forced_decisions(served, pattern):
-            output = served(x)
-    assert all(
-        difference(ours, theirs) < 1e-5 for ours, theirs in zip(output, expected, strict=True)
-    )
+    blocks = [block for block in served.modules() if isinstance(block, SkippingBlock)]
+    assert [block.rectified for block in blocks] == [False, True, True, True, True]
+    overwrites = [block.overwrites for block in blocks]
+    assert overwrites == [False, True, False, True, False]
+    x, gates = torch.randn(5, 16, 8, 8), dict(named_gates(network))
+    for executed in (*torch.eye(5).bool(), *(torch.rand(8, 5) < 0.5)):
+        pattern = {name: e.expand(5) for name, e in zip(gates, executed, strict=True)}
+        with torch.inference_mode():
+            with forced_decisions(network, pattern):
+                expected = network(x)
+            with forced_decisions(served, pattern):
+                output = served(x)
+        for ours, theirs in zip(output, expected, strict=True):
+            assert difference(ours, theirs) < 1e-5
+
+
+class Shifted(nn.Module):
+    """Changes in place what a block returned: the next block's input is negative in part."""
+
+    def __init__(self, blocks: nn.Sequential) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks[0](x)
+        x -= 1
+        output: Tensor = self.blocks[1](x)
+        return output
+
+
+def test_an_image_that_skips_is_rectified_where_its_input_is_not() -> None:
+    layer = enliven(create_network("cifar_resnet32"), 32).layer1[:2]
+    network = convert(Shifted(layer), input_size=(16, 8, 8)).eval()
+    served, x = serve(network, (16, 8, 8)), torch.randn(3, 16, 8, 8)
+    with torch.inference_mode(), gate_policy(network, "closed"), gate_policy(served, "closed"):
+        assert network(x).min() == 0
+        assert torch.equal(served(x), network(x))
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.booleans())

@@ -1,0 +1,28 @@
+"""A gated network and images of one colour each, to train on."""
+
+from pathlib import Path
+
+import pytest
+from torch import nn
+from torchvision.transforms.functional import to_tensor
+
+from aigtool.conversion import convert
+from aigtool.data.images import ImageSet, open_images
+from aigtool.models.description import Description
+from aigtool.models.files import Model
+from tests.training.small import SPEC
+
+
+@pytest.fixture
+def model(small_network: nn.Module) -> Model:
+    return Model(convert(small_network), Description("cifar_resnet20", 3, input=SPEC))
+
+
+@pytest.fixture
+def train(image_folder: Path) -> ImageSet:
+    return open_images(str(image_folder), "train", to_tensor)
+
+
+@pytest.fixture
+def val(image_folder: Path) -> ImageSet:
+    return open_images(str(image_folder), "val", to_tensor)
