@@ -87,13 +87,13 @@ def outer_layers(network: nn.Module, dense: Model) -> Iterator[nn.Module]:
             yield module
 
 
-@torch.inference_mode()
 def loss(model: Model, images: ImageSet) -> float:
     """Return the mean cross entropy."""
     network, _ = counted(model)
-    losses = [
-        F.cross_entropy(network(x), y, reduction="sum").item() for x, y in load_batches(images)
-    ]
+    with torch.inference_mode():
+        losses = [
+            F.cross_entropy(network(x), y, reduction="sum").item() for x, y in load_batches(images)
+        ]
     return sum(losses) / len(images)
 
 
