@@ -60,6 +60,9 @@ from .gates import Decision as Decision
 from .gates import Gate as Gate
 from .gates import straight_through as straight_through
 from .graphs import NotResidualError as NotResidualError
+from .inference.answers import Answers as Answers
+from .inference.answers import ServedNetwork as ServedNetwork
+from .inference.serving import serve as serve
 from .losses import (
     RunningRates as RunningRates,
 )

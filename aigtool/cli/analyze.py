@@ -88,7 +88,7 @@ def analyze(
         if data is None:
             trace = load_trace(subject)
         else:
-            from aigtool.cli.opening import collect, open_for, ready
+            from aigtool.cli.opening import collect, open_for, ready_to_serve
             from aigtool.data.images import DataSource
             from aigtool.device import find_device
             from aigtool.models.files import load_model
@@ -99,7 +99,7 @@ def analyze(
                 raise UserError(f"{subject} has no gates to analyse: aigtool convert adds them")
             source = DataSource(data, data_dir, download, class_map)
             images = open_for(model, source, split, limit)
-            prepared = ready(model, where, seed)
+            prepared = ready_to_serve(model, where, seed)
     if data is not None:
         chosen = policy or model.description.policy
         trace = collect("running the network", prepared, images, chosen, batch_size, workers)

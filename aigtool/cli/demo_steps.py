@@ -10,7 +10,7 @@ import torch
 
 from aigtool.analysis.figures import write_figures
 from aigtool.cli.console import note, progress
-from aigtool.cli.opening import Ready, collect, ready
+from aigtool.cli.opening import Ready, collect, ready_to_serve
 from aigtool.cli.reporting import training_progress
 from aigtool.conversion import convert
 from aigtool.data.images import DIGITS, DataSource, open_images
@@ -71,8 +71,8 @@ def run_demo(
     dense = load_model(folder / "run" / "dense.safetensors")
     test = open_images(DIGITS, "test", eval_transform(dense.description.input))
     subjects: dict[str, tuple[Ready, Policy]] = {
-        "dense": (ready(dense, device), "open"),
-        "gated": (ready(gated, device), "argmax"),
+        "dense": (ready_to_serve(dense, device), "open"),
+        "gated": (ready_to_serve(gated, device), "argmax"),
     }
     traces = {
         name: collect(f"evaluating {name}", subject, test, policy, batch_size=128, workers=0)

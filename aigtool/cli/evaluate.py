@@ -73,7 +73,7 @@ def evaluate(
     if out is not None:
         check_output(out, force=force, suffix=".parquet")
     with status("loading the network"):
-        from aigtool.cli.opening import collect, open_for, open_reference, ready
+        from aigtool.cli.opening import collect, open_for, open_reference, ready_to_serve
         from aigtool.data.images import DataSource
         from aigtool.device import find_device
         from aigtool.models.files import load_model
@@ -84,13 +84,13 @@ def evaluate(
         chosen = policy or loaded.description.policy
         source = DataSource(data, data_dir, download, class_map)
         images = open_for(loaded, source, split, limit)
-        subject = ready(loaded, where, seed)
+        subject = ready_to_serve(loaded, where, seed)
         kind, reference = open_reference(loaded, model, dense)
     trace = collect("evaluating", subject, images, chosen, batch_size, workers)
     summary = trace.summary()
     beside: dict[str, Any] | None = None
     if reference is not loaded or (trace.gates and chosen != "open"):
-        other = ready(reference, where)
+        other = ready_to_serve(reference, where)
         label = f"evaluating {kind}"
         compared = collect(label, other, images, "open", batch_size, workers)
         beside = compared.summary()

@@ -1,5 +1,6 @@
 """The entry point: commands, and every error as the one line it deserves."""
 
+import os
 import sys
 import traceback
 import warnings
@@ -10,15 +11,18 @@ import typer
 
 from aigtool.cli.analyze import analyze
 from aigtool.cli.attack import attack
+from aigtool.cli.bench import bench
 from aigtool.cli.calibrate import calibrate
 from aigtool.cli.console import Settings, err
 from aigtool.cli.convert import convert
 from aigtool.cli.demo import demo
 from aigtool.cli.evaluate import evaluate
+from aigtool.cli.export import export
 from aigtool.cli.finetune import finetune
 from aigtool.cli.flops import flops
 from aigtool.cli.info import info
 from aigtool.cli.models import models
+from aigtool.cli.predict import predict
 from aigtool.cli.sweep import sweep
 from aigtool.errors import NonFiniteLossError, UserError
 from aigtool.version import __version__
@@ -35,7 +39,7 @@ app = typer.Typer(
 )
 for command in (
     *(models, convert, finetune, sweep, calibrate, evaluate),
-    *(flops, analyze, attack, info, demo),
+    *(flops, bench, export, predict, analyze, attack, info, demo),
 ):
     app.command()(command)
 
@@ -106,4 +110,10 @@ def _fail(message: str, code: int) -> int:
 
 def main() -> None:
     """Run the command line and exit."""
-    sys.exit(run())
+    try:
+        code = run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # Whoever reads the output has had enough of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)

@@ -10,6 +10,7 @@ from aigtool.data.images import DataSource, ImageSet, default_split, open_images
 from aigtool.data.loading import eval_transform
 from aigtool.flops import NetworkFlops, count_flops
 from aigtool.gates import Policy
+from aigtool.inference.serving import serve
 from aigtool.models.description import PixelNetwork
 from aigtool.models.files import Model, load_reference
 from aigtool.trace import ExecutionTrace, collect_trace
@@ -28,6 +29,13 @@ def ready(model: Model, device: torch.device, seed: int = 0) -> Ready:
     flops = count_flops(model.network, model.description.input.size)
     torch.manual_seed(seed)
     return Ready(PixelNetwork(model.network, model.description.input).to(device).eval(), flops)
+
+
+def ready_to_serve(model: Model, device: torch.device, seed: int = 0) -> Ready:
+    """Do so with a copy of the network that is for inference alone; the counts are the same."""
+    prepared, spec = ready(model, device, seed), model.description.input
+    served = PixelNetwork(serve(model.network, spec.size), spec).to(device).eval()
+    return replace(prepared, network=served)
 
 
 def open_for(

@@ -1,7 +1,9 @@
 """Options that several commands share, named as timm names them."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
@@ -10,6 +12,8 @@ from aigtool.errors import UserError
 
 if TYPE_CHECKING:
     from aigtool.budget import Budget
+
+Name = TypeVar("Name", bound=str)
 
 Policy = Literal["argmax", "sampled", "open", "closed", "expected"]
 """As in ``aigtool.gates``, which imports torch."""
@@ -250,3 +254,56 @@ def parse_qualities(text: str) -> list[int]:
                 f"JPEG quality {part!r}: expected whole numbers from 1 to 100 with commas between"
             )
     return [int(part) for part in parts]
+
+
+def parse_counts(option: str, text: str) -> list[int]:
+    """Read whole numbers such as ``1,16``.
+
+    Raises:
+        UserError: One is no whole number of at least 1.
+
+    Example:
+        >>> parse_counts("batch-size", "1, 16")
+        [1, 16]
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(
+            f"{option} {text!r}: expected whole numbers of at least 1 with commas between"
+        )
+    return [int(part) for part in parts]
+
+
+def parse_rates(option: str, text: str) -> list[float]:
+    """Read rates such as ``0.4,0.6``.
+
+    Raises:
+        UserError: One is no number from 0 to 1.
+
+    Example:
+        >>> parse_rates("simulate-rate", "0.4, 1")
+        [0.4, 1.0]
+    """
+    try:
+        rates = [float(part) for part in text.split(",")]
+    except ValueError:
+        rates = [math.nan]
+    if not all(0 <= rate <= 1 for rate in rates):
+        raise UserError(f"{option} {text!r}: expected numbers from 0 to 1 with commas between")
+    return rates
+
+
+def parse_names(option: str, text: str, known: Sequence[Name]) -> list[Name]:
+    """Read names such as ``eager,skip``.
+
+    Raises:
+        UserError: One is not known.
+
+    Example:
+        >>> parse_names("engine", "skip, onnx", ("skip", "onnx"))
+        ['skip', 'onnx']
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if unknown := [part for part in parts if part not in known]:
+        raise UserError(f"{option} {unknown[0]!r}: expected some of {', '.join(known)}")
+    return [next(name for name in known if name == part) for part in parts]

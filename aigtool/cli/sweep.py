@@ -115,7 +115,7 @@ def sweep(
         )
     check_output(folder, force=True, folder=True)
     with status("loading the network"):
-        from aigtool.cli.opening import collect, open_for, ready
+        from aigtool.cli.opening import collect, open_for, ready_to_serve
         from aigtool.cli.preparing import prepare, tell_before
         from aigtool.flops import count_flops
         from aigtool.models.files import check_comparable, load_model
@@ -159,13 +159,13 @@ def sweep(
     )
     with told_how_to_go_on("the same command again"):
         for point, best in runs_done:
-            subject = ready(load_model(best), prepared.device)
+            subject = ready_to_serve(load_model(best), prepared.device)
             label = f"evaluating {point.name}"
             traces[point] = collect(label, subject, judged, "argmax", batch_size, workers)
     others = {
         name: collect(
             f"evaluating {name}",
-            ready(network, prepared.device),
+            ready_to_serve(network, prepared.device),
             judged,
             "open" if network is reference else network.description.policy,
             batch_size,

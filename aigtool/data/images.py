@@ -54,7 +54,7 @@ class _Files:
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         path, label = self.samples[index]
-        return _read_image(path), label
+        return read_image(path), label
 
     def filename(self, index: int) -> str:
         return os.path.relpath(self.samples[index][0], self.root)
@@ -305,7 +305,12 @@ def _open_folder(
     )
 
 
-def _read_image(path: str) -> Image.Image:
+def read_image(path: str) -> Image.Image:
+    """Read an image file, in colour.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")

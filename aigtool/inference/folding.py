@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from aigtool.gates import Gate
@@ -30,16 +32,35 @@ def fold_norms(network: nn.Module, norms: Mapping[str, str]) -> None:
         network.set_submodule(norm, getattr(after, "act", nn.Identity()))
 
 
-def fold_gate(gate: Gate) -> None:
-    """Fold a gate's batch norm, in place; its logits stay the same but for rounding.
+class FoldedGate(Gate):
+    """A gate of the same logits, but for rounding, in fewer operations.
+
+    Its batch norm lies in its first layer, and its last layer computes one number, the difference
+    of the two logits.
+
+    Args:
+        gate: In evaluation mode; it is left as it is.
 
     Example:
-        >>> import torch
         >>> gate, x = Gate(8).eval(), torch.randn(2, 8, 3, 3)
-        >>> before = gate.logit(x)
-        >>> fold_gate(gate)
-        >>> torch.allclose(gate.logit(x), before)
+        >>> torch.allclose(FoldedGate(gate).logit(x), gate.logit(x))
         True
     """
-    gate.fc1 = fuse_linear_bn_eval(gate.fc1, gate.norm)
-    gate.norm = cast(nn.BatchNorm1d, nn.Identity())
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__(gate.channels, gate.width)
+        self.threshold.copy_(gate.threshold)
+        self.expected_rate.copy_(gate.expected_rate)
+        self.policy, self.target = gate.policy, gate.target
+        self.fc1 = fuse_linear_bn_eval(gate.fc1, gate.norm)
+        self.norm = cast(nn.BatchNorm1d, nn.Identity())
+        self.fc2 = nn.Linear(gate.width, 1)
+        with torch.no_grad():
+            for ours, theirs in zip(self.fc2.parameters(), gate.fc2.parameters(), strict=True):
+                ours.copy_(theirs[1:] - theirs[:1])
+        self.to(gate.fc1.weight).train(gate.training).requires_grad_(False)
+
+    def logit(self, x: Tensor) -> Tensor:
+        """Return the logit difference "execute" minus "skip", ``(N,)`` in float32."""
+        hidden = F.relu(self.fc1(x.mean(dim=(2, 3))))
+        return cast(Tensor, self.fc2(hidden)).float().squeeze(1)

@@ -8,7 +8,7 @@ from torch import nn
 from aigtool.blocks import GatedBlock
 from aigtool.conversion import named_gates
 from aigtool.device import to_channels_last
-from aigtool.inference.folding import fold_gate, fold_norms
+from aigtool.inference.folding import FoldedGate, fold_norms
 from aigtool.inference.reading import read
 from aigtool.inference.skipping import SkippingBlock
 
@@ -38,8 +38,8 @@ def serve(network: Network, input_size: tuple[int, int, int] = (3, 224, 224)) ->
     served = copy.deepcopy(network).eval().requires_grad_(False)
     found = read(served, input_size)
     fold_norms(served, found.norms)
-    for _, gate in named_gates(served):
-        fold_gate(gate)
+    for name, gate in list(named_gates(served)):
+        served.set_submodule(f"{name}.gate", FoldedGate(gate))
     blocks = {name: m for name, m in served.named_modules() if isinstance(m, GatedBlock)}
     for name, block in blocks.items():
         before = blocks.get(found.following.get(name, ""))

@@ -35,16 +35,19 @@ class SkippingBlock(GatedBlock):
         self.overwrites = overwrites
         self.rectified = rectified
 
+    def settles(self, shortcut: Tensor, x: Tensor) -> bool:
+        """Whether an image that skips the block leaves it as it was: its tail changes nothing."""
+        # What a ReLU has left as it is, it leaves again.
+        tail = self.parts.tail is not None and not (self.rectified and self.parts.rectified)
+        return shortcut is x and not tail
+
     def _run(self, x: Tensor, decision: Decision) -> Tensor:
         if decision.run == "scaled" or torch.is_grad_enabled():
             return super()._run(x, decision)
         executed = decision.scale.bool().tolist()
         for_residual, for_shortcut = self.parts.head(self, x)
         joined: Tensor = self.parts.shortcut(self, *for_shortcut)
-        # What a ReLU has left as it is, it leaves again.
-        settled = joined is x and (
-            self.parts.tail is None or (self.rectified and self.parts.rectified)
-        )
+        settled = self.settles(joined, x)
         if not self.overwrites and _share_memory(joined, x):
             joined = joined.clone()
         for images in groups(executed, large=x.nbytes >= LARGE * len(x)):

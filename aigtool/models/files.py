@@ -162,6 +162,11 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         if (best := path / "best.safetensors").is_file():
             raise UserError(f"model file {path}: it is a run folder; expected {best}")
         raise UserError(f"model file {path}: no such file; `aigtool convert` writes one")
+    if path.suffix == ".onnx":
+        raise UserError(
+            f"model file {path}: it is an exported file, which predict alone takes; expected the "
+            ".safetensors it was made of"
+        )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}

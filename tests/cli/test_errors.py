@@ -39,6 +39,7 @@ def workplace(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("code.th").write_bytes(pickle.dumps(Malicious()))
     torch.save(create_network("cifar_resnet32").state_dict(), "r32.th")
     Path("cut.th").write_bytes(Path("three.th").read_bytes()[:-5000])
+    Path("e.onnx").write_text("no model")
     Path("nothing").mkdir()
     for folder in ("one/only", "others/cat", "others/dog", "broken/blue", "broken/red"):
         Path(folder).mkdir(parents=True)
@@ -59,6 +60,7 @@ CALIBRATE = ["calibrate", "m.safetensors", "--workers", "0", "--data", "images"]
 FINETUNE = ["finetune", "m.safetensors", "--data", "images", "--workers", "0"]
 SWEEP = ["sweep", "m.safetensors", "--data", "images"]
 ATTACK = ["attack", "m.safetensors", "--data", "images", "--out", "out"]
+PREDICT = ["predict", "m.safetensors", "--workers", "1"]
 CIFAR20 = ["convert", "cifar_resnet20", "--out", "out.safetensors"]
 
 CASES = {
@@ -284,6 +286,60 @@ CASES = {
         "aug repeats 9: expected at most the batch size, 8",
     ),
     "lookahead without a rate": ([*FINETUNE, "--opt", "lookahead_lion"], "give --lr"),
+    "unknown engine": (["bench", "m.safetensors", "--engine", "fast"], "engine 'fast': expected"),
+    "unknown type": (
+        ["bench", "m.safetensors", "--dtype", "int8"],
+        "dtype 'int8': expected some of",
+    ),
+    "batch of none": (["bench", "m.safetensors", "--batch-size", "0"], "batch-size '0': expected"),
+    "no threads": (["bench", "m.safetensors", "--threads", "0"], "threads '0': expected"),
+    "simulated rate over 1": (
+        ["bench", "m.safetensors", "--simulate-rate", "2"],
+        "numbers from 0 to 1",
+    ),
+    "simulated rate no number": (
+        ["bench", "m.safetensors", "--simulate-rate", "x"],
+        "numbers from 0 to 1",
+    ),
+    "rate of images": (
+        ["bench", "m.safetensors", "--data", "images", "--simulate-rate", "0.5"],
+        "expected one of the two",
+    ),
+    "bench of images by name": (["bench", "cifar_resnet20", "--data", "images"], "random weights"),
+    "bench without gates": (["bench", "dense.st"], "has no gates"),
+    "bench of no network": (["bench", "resnet5O"], "did you mean resnet50"),
+    "bench on no device": (
+        ["bench", "m.safetensors", "--device", "tpu"],
+        "expected auto, cpu, cuda",
+    ),
+    "bench of an exported file": (["bench", "e.onnx"], "it is an exported file"),
+    "evaluate an exported file": (
+        ["evaluate", "e.onnx", "--data", "images"],
+        "it is an exported file",
+    ),
+    "export to another kind": (
+        ["export", "m.safetensors", "--out", "m.pb"],
+        "expected a name that ends in .onnx",
+    ),
+    "unknown format": (["export", "m.safetensors", "--format", "tf"], "--format"),
+    "predict without images": (PREDICT, "IMAGES"),
+    "predict with a wrong engine": ([*PREDICT, "a.png", "--engine", "fast"], "--engine"),
+    "predict a model file with onnx": (
+        [*PREDICT, "a.png", "--engine", "onnx"],
+        "engine onnx runs an exported file",
+    ),
+    "predict an exported file with skip": (
+        ["predict", "e.onnx", "a.png", "--engine", "skip"],
+        "engine skip runs a model file",
+    ),
+    "predict an exported file on a GPU": (
+        ["predict", "e.onnx", "a.png", "--device", "cuda"],
+        "an exported file runs on the cpu",
+    ),
+    "predict no exported file": (["predict", "e.onnx", "a.png"], "cannot be opened"),
+    "predict no pattern": ([*PREDICT, "*.gif"], "no file matches *.gif"),
+    "predict an empty folder": ([*PREDICT, "nothing"], "folder nothing has no images"),
+    "predict a missing image": ([*PREDICT, "a.png"], "images that could not be read: 1"),
     "seed twice": ([*SWEEP, "--target-flops", "0.5", "--seeds", "1,1"], "seeds '1,1'"),
     "seed out of range": ([*SWEEP, "--target-flops", "0.5", "--seeds", "4294967296"], "seeds"),
     "negative seed": ([*FINETUNE, "--seed", "-1"], "seed -1"),

@@ -1,0 +1,144 @@
+"""``aigtool export``: a network as a file that runs, and skips, without aigtool."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from aigtool.cli.console import note, print_facts, print_json, status, wrote
+from aigtool.cli.options import (
+    ClassMap,
+    DataDir,
+    Debug,
+    Download,
+    Force,
+    Json,
+    ModelFile,
+    Quiet,
+    Seed,
+    Split,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IMAGES = 32
+"""That the exported file is checked on unless --limit says otherwise."""
+
+
+def export(
+    model: ModelFile,
+    format_: Annotated[
+        Literal["onnx"], typer.Option("--format", help="Of the file; onnxruntime runs onnx.")
+    ] = "onnx",
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check/--no-check",
+            help="Compare it with the network before it is written: the same decisions, and logits "
+            "within 1e-4.",
+        ),
+    ] = True,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="FOLDER|digits|NAME",
+            help="The images to check it on; seeded noise by default.",
+            rich_help_panel="Data",
+        ),
+    ] = None,
+    split: Split = None,
+    limit: Annotated[
+        int,
+        typer.Option(
+            "--limit", metavar="N", min=1, help="Images to check it on.", rich_help_panel="Data"
+        ),
+    ] = IMAGES,
+    data_dir: DataDir = None,
+    download: Download = False,
+    class_map: ClassMap = None,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="By default MODEL with another suffix.",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a network as one file for onnxruntime, which computes only what its gates choose.
+
+    It takes one image at a time, pixels in 0..1, and gives logits and the gates' decisions.
+    """
+    from aigtool.output import check_output
+
+    target = out or model.with_suffix(f".{format_}")
+    check_output(target, force=force, suffix=f".{format_}")
+    with status("loading the network"):
+        import torch
+
+        from aigtool.cli.opening import open_for
+        from aigtool.conversion import named_gates
+        from aigtool.data.images import DataSource
+        from aigtool.data.loading import load_batches
+        from aigtool.flops import count_flops
+        from aigtool.inference.answers import ServedNetwork
+        from aigtool.inference.exported import ExportedNetwork, compare
+        from aigtool.inference.exporting import export_onnx
+        from aigtool.models.files import load_model
+        from aigtool.output import replacing
+
+        loaded = load_model(model)
+        size = loaded.description.input.size
+        generator = torch.Generator().manual_seed(seed)
+        batches: Iterable[Tensor] = [torch.rand(limit, *size, generator=generator)]
+        checked_on = f"{limit} images of seeded noise"
+        if data is not None:
+            source = DataSource(data, data_dir, download, class_map)
+            images = open_for(loaded, source, split, limit)
+            batches = (pixels for pixels, _ in load_batches(images))
+            checked_on = f"{images.name} {images.split}".strip() + f", {len(images)} images"
+    with status("exporting"):
+        exported = export_onnx(loaded, count_flops(loaded.network, size)).SerializeToString()
+    result: dict[str, Any] = {
+        "out": str(target),
+        "format": format_,
+        "bytes": len(exported),
+        "check": None,
+    }
+    facts = [("size", f"{len(exported) / 1e6:.1f} MB"), ("check", "not made")]
+    if check:
+        with status("checking"):
+            found = compare(
+                ExportedNetwork(exported),
+                ServedNetwork(loaded),
+                batches,
+                [gate.threshold.item() for _, gate in named_gates(loaded.network)],
+            )
+        result["check"] = {"data": checked_on, **asdict(found)}
+        facts[1:] = [
+            ("checked on", checked_on),
+            ("decisions", f"the same, {found.ties} ties" if found.ties else "the same"),
+            ("logits", f"within {found.difference:.1e}"),
+        ]
+        if not found.holds:
+            raise RuntimeError(f"the exported network is not the same on {checked_on}: {found}")
+    with replacing(target) as temporary:
+        temporary.write_bytes(exported)
+    if json:
+        print_json(result)
+    else:
+        print_facts(str(target), facts)
+    if result["check"] and result["check"]["ties"]:
+        note("a tie is an image with a gate whose logit is within 1e-4 of its threshold")
+    wrote([target], f"aigtool predict {target} IMAGES")
