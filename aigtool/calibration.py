@@ -27,6 +27,8 @@ _FINE = 1e-6
 """Or when the shift is known to this many logits."""
 _STEP = 0.02
 """What one gate is asked to spend more or less at once; a quarter of what there is, if more."""
+_CLEAR = 0.01
+"""Logits from a threshold at which a decision is safe from another machine's rounding."""
 _NEAR = 0.004
 """What is left of the budget when no gate is asked for more."""
 
@@ -80,7 +82,8 @@ def calibrate(
     fiftieth of the network, or a quarter of what is to be saved, and the one stays that costs the
     least loss for what it saves; while much of the budget is left, the one that gains the most.
     Since a block that runs or not changes what the next gates see, each trial is a pass over the
-    images.
+    images. At last thresholds are moved clear of the logits next to them: no decision changes, and
+    none is left to the rounding of another machine.
 
     Args:
         network: Takes pixels; its thresholds are changed in place.
@@ -126,6 +129,7 @@ def calibrate(
         shifts, spent = search.gate_by_gate(first)
     if quick or spent > budget.share:
         shifts, spent = search.together(shifts, first if quick else None)
+    shifts = shifts + [clearing_move(margins) for margins in search.run(shifts).margins.T]
     search.set(shifts)
     rates = (first.margins > 0).mean(axis=0)
     return Calibration(
@@ -260,6 +264,29 @@ def threshold_move(margins: Floats, less: float) -> float:
     further = ordered[ordered > last]
     move = (last + further[0]) / 2 if len(further) else last + 1
     return float(move if less > 0 else -move)
+
+
+def clearing_move(margins: Floats) -> float:
+    """Return what to add to a threshold so that no logit is so near it that rounding decides.
+
+    Args:
+        margins: By how much each image's logit exceeds the threshold. None changes its sign.
+
+    Returns:
+        What leads to the middle of the gap between logits that it lies in, or as far as is safe.
+
+    Example:
+        >>> margins = np.array([-2.0, 0.0, 3.0])
+        >>> clearing_move(margins), round(clearing_move(margins + 0.001), 3)
+        (0.01, -0.009)
+        >>> clearing_move(margins + 9), clearing_move(np.array([-0.001, 0.002]))
+        (0.0, 0.0005)
+    """
+    below = margins[margins <= 0].max(initial=-np.inf)
+    above = margins[margins > 0].min(initial=np.inf)
+    if above - below > 2 * _CLEAR:
+        return float(max(0.0, below + _CLEAR) - max(0.0, _CLEAR - above))
+    return float(below + above) / 2
 
 
 def _step(margins: Floats, weights: Floats, mean_rate: float) -> float:

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.transforms.functional import to_tensor
 
 from aigtool.budget import Budget
-from aigtool.calibration import _step, calibrate, threshold_move
+from aigtool.calibration import _step, calibrate, clearing_move, threshold_move
 from aigtool.conversion import convert, named_gates, recorded_decisions
 from aigtool.data.images import ImageSet, open_images
 from aigtool.errors import UserError
@@ -119,7 +119,24 @@ def test_argmax_execution_meets_the_budget(
     assert share - 0.02 <= found.spent <= share
     after = [gate.threshold.item() for _, gate in named_gates(network)]
     assert np.subtract(after, before) == pytest.approx(found.shifts, abs=1e-5)
-    assert (np.ptp(found.shifts) < 1e-5) == quick
+    # One logit for all, but for what keeps each clear of rounding.
+    assert (np.ptp(found.shifts) < 0.02 + 1e-5) == quick
+
+
+@given(
+    st.lists(st.floats(-2, 2), min_size=1, max_size=20),
+    st.sampled_from([1.0, 0.01, 0.001]),
+)
+def test_a_threshold_is_moved_clear_of_logits_and_turns_no_decision(
+    values: list[float], scale: float
+) -> None:
+    margins = scale * np.array(values)
+    moved = margins - clearing_move(margins)
+    below, above = margins[margins <= 0], margins[margins > 0]
+    gap = above.min(initial=np.inf) - below.max(initial=-np.inf)
+    if gap > 1e-12:  # else both lie within the rounding of this test
+        assert ((moved > 0) == (margins > 0)).all()
+    assert np.abs(moved).min() >= min(0.01, gap / 2) - 1e-9
 
 
 def test_a_network_that_keeps_to_the_budget_may_spend_more(
