@@ -260,7 +260,7 @@ def measure_all(
         >>> setting = Setting("skip", torch.device("cpu"), torch.float32, batch_size=1, threads=1)
         >>> [row] = measure_all(model, [setting], rates=[0.5], patterns=2, rounds=1)
         >>> row.engine, row.patterns, round(row.execution_rate, 2)
-        ('skip', 2, 0.56)
+        ('skip', 2, 0.33)
     """
     size = model.description.input.size
     flops = count_flops(model.network, size)

@@ -31,7 +31,8 @@ def put_branches(model: ModelProto, selected: Sequence[str]) -> None:
         >>> put_branches(model, ["z"])
         >>> [node.op_type for node in model.graph.node]
         ['If', 'Exp']
-        >>> [node.op_type for node in model.graph.node[0].attribute[0].g.node]
+        >>> branches = {branch.name: branch.g for branch in model.graph.node[0].attribute}
+        >>> [node.op_type for node in branches["then_branch"].node]
         ['Relu', 'Neg']
     """
     graph = model.graph

@@ -1,10 +1,12 @@
 """Batch norms folded into the layers before them."""
 
+import copy
 from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from aigtool.gates import Gate
@@ -47,17 +49,15 @@ class FoldedGate(Gate):
     """
 
     def __init__(self, gate: Gate) -> None:
-        super().__init__(gate.channels, gate.width)
-        self.threshold.copy_(gate.threshold)
-        self.expected_rate.copy_(gate.expected_rate)
-        self.policy, self.target = gate.policy, gate.target
+        nn.Module.__init__(self)  # Gate's draws weights, which no copy needs.
+        vars(self).update(vars(copy.deepcopy(gate)))
         self.fc1 = fuse_linear_bn_eval(gate.fc1, gate.norm)
         self.norm = cast(nn.BatchNorm1d, nn.Identity())
-        self.fc2 = nn.Linear(gate.width, 1)
+        self.fc2 = skip_init(nn.Linear, gate.width, 1)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for ours, theirs in zip(self.fc2.parameters(), gate.fc2.parameters(), strict=True):
                 ours.copy_(theirs[1:] - theirs[:1])
-        self.to(gate.fc1.weight).train(gate.training).requires_grad_(False)
+        self.to(gate.fc1.weight).requires_grad_(False)
 
     def logit(self, x: Tensor) -> Tensor:
         """Return the logit difference "execute" minus "skip", ``(N,)`` in float32."""

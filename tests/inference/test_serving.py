@@ -112,8 +112,10 @@ def test_the_network_is_left_as_it_was(network: nn.Module) -> None:
     before, x = copy.deepcopy(network.state_dict()), torch.randn(2, *SIZE)
     with torch.inference_mode():
         expected = network(x)
+        drawn = torch.get_rng_state()
         served = serve(network, SIZE)
         served(x)
+        assert torch.equal(torch.get_rng_state(), drawn)
         assert torch.equal(network(x), expected)
     after = network.state_dict()
     assert before.keys() == after.keys()
