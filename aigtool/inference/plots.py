@@ -23,10 +23,9 @@ def bench_figure(rows: Sequence[Row], title: str) -> Figure:
         Axes side by side, one a batch size; the lines lead from all gates closed to all open.
     """
     sizes = sorted({row.batch_size for row in rows})
-    about = f"{rows[0].device}, {rows[0].dtype}, {rows[0].threads} threads; {rows[0].patterns}"
-    figure, axes = new_figure(
-        max(4.5, 3.2 * len(sizes)), 3.4, len(sizes), title=title, about=f"{about} batches a point"
-    )
+    first = rows[0]
+    about = f"{first.device}, {first.dtype}, threads: {first.threads}; points measured, lines ideal"
+    figure, axes = new_figure(max(4.5, 3.2 * len(sizes)), 3.4, len(sizes), title=title, about=about)
     for ax, size in zip(axes, sizes, strict=True):
         ax.axhline(1, color=GREY, linewidth=1, linestyle=":")
         for engine in dict.fromkeys(row.engine for row in rows):
@@ -35,7 +34,7 @@ def bench_figure(rows: Sequence[Row], title: str) -> Figure:
                 continue
             dense = np.array([row.dense_ms for row in shown])
             ends = [np.mean([getattr(row, end) for row in shown] / dense) for end in _ENDS]
-            ax.plot([0, 1], ends, color=COLORS[engine], linewidth=1, label=f"{engine}, ideal")
+            ax.plot([0, 1], ends, color=COLORS[engine], linewidth=1)
             ax.errorbar(
                 [row.gated_flops_fraction for row in shown],
                 [row.gated_ms for row in shown] / dense,
@@ -43,7 +42,7 @@ def bench_figure(rows: Sequence[Row], title: str) -> Figure:
                 color=COLORS[engine],
                 fmt="o",
                 markersize=4,
-                label=f"{engine}, measured",
+                label=engine,
             )
         ax.set(
             title=f"batch {size}",

@@ -1,5 +1,6 @@
 """A gated block that computes what its gate chose, and writes it where its input was."""
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -55,7 +56,8 @@ class SkippingBlock(GatedBlock):
         settled = self.settles(joined, x)
         if not self.overwrites and _share_memory(joined, x):
             joined = joined.clone()
-        for images in groups(executed, large=x.nbytes >= LARGE * len(x)):
+        large = math.prod(x.shape[1:]) * x.element_size() >= LARGE
+        for images in groups(executed, large=large):
             rows = _picked(joined, images)
             inputs = (rows if value is joined else _picked(value, images) for value in for_residual)
             rows += self.parts.residual(self, *inputs)
