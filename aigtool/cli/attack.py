@@ -23,8 +23,8 @@ from aigtool.cli.options import (
     Seed,
     Split,
     Workers,
+    parse_counts,
     parse_epsilons,
-    parse_qualities,
 )
 
 
@@ -75,7 +75,7 @@ def attack(
     """
     from aigtool.output import check_output, records
 
-    amounts, qualities = parse_epsilons(epsilons), parse_qualities(jpeg)
+    amounts, qualities = parse_epsilons(epsilons), parse_counts("JPEG quality", jpeg, most=100)
     folder = check_output(out or model.with_name(f"{model.stem}-attack"), force=force, folder=True)
     with status("loading the network"):
         from aigtool.cli.opening import open_for, open_reference, ready

@@ -216,62 +216,33 @@ def parse_budgets(rates: str | None, flops: str | None) -> "list[Budget]":
     return [Budget(share, "rate" if flops is None else "flops") for share in shares]
 
 
-def parse_seeds(text: str) -> list[int]:
-    """Read seeds such as ``0,1,2``.
-
-    Raises:
-        UserError: One is no whole number from 0 to 2**32 - 1, or comes twice.
-
-    Example:
-        >>> parse_seeds("0, 1,2")
-        [0, 1, 2]
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) < 2**32 for part in parts) or len(
-        {int(part) for part in parts}
-    ) < len(parts):
-        raise UserError(
-            f"seeds {text!r}: expected different whole numbers from 0 to 4294967295 with commas "
-            "between, such as 0,1,2"
-        )
-    return [int(part) for part in parts]
-
-
-def parse_qualities(text: str) -> list[int]:
-    """Read JPEG qualities such as ``75`` or ``50,75,90``.
-
-    Raises:
-        UserError: One is no whole number from 1 to 100.
-
-    Example:
-        >>> parse_qualities("50, 75")
-        [50, 75]
-    """
-    parts = [part.strip() for part in text.split(",")]
-    for part in parts:
-        if not (part.isdecimal() and 1 <= int(part) <= 100):
-            raise UserError(
-                f"JPEG quality {part!r}: expected whole numbers from 1 to 100 with commas between"
-            )
-    return [int(part) for part in parts]
-
-
-def parse_counts(option: str, text: str) -> list[int]:
+def parse_counts(
+    option: str, text: str, least: int = 1, most: int | None = None, *, different: bool = False
+) -> list[int]:
     """Read whole numbers such as ``1,16``.
 
+    Args:
+        option: Of the command line, for the error.
+        text: Numbers with commas between.
+        least: The lowest that is taken.
+        most: The highest; none by default.
+        different: Whether no number may come twice.
+
     Raises:
-        UserError: One is no whole number of at least 1.
+        UserError: One is no whole number in that range, or comes twice.
 
     Example:
         >>> parse_counts("batch-size", "1, 16")
         [1, 16]
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(
-            f"{option} {text!r}: expected whole numbers of at least 1 with commas between"
-        )
-    return [int(part) for part in parts]
+    highest = math.inf if most is None else most
+    numbers = [int(part) for part in parts if part.isdecimal() and least <= int(part) <= highest]
+    if len({*numbers} if different else numbers) < len(parts):
+        kind = "different whole numbers" if different else "whole numbers"
+        span = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise UserError(f"{option} {text!r}: expected {kind} {span} with commas between")
+    return numbers
 
 
 def parse_rates(option: str, text: str) -> list[float]:

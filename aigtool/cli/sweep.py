@@ -23,7 +23,7 @@ from aigtool.cli.options import (
     ValFraction,
     Workers,
     parse_budgets,
-    parse_seeds,
+    parse_counts,
 )
 from aigtool.cli.recipe import Recipe, read_recipe, takes_recipe
 from aigtool.cli.reporting import gate_counts, paired, told_how_to_go_on, training_progress
@@ -102,7 +102,8 @@ def sweep(
     Each run is what finetune does. Given again, it goes on where it stopped: runs that are done
     stay, one that was begun is resumed, new targets and seeds are added.
     """
-    budgets, numbers = parse_budgets(target_rate, target_flops), parse_seeds(seeds)
+    budgets = parse_budgets(target_rate, target_flops)
+    numbers = parse_counts("seeds", seeds, least=0, most=2**32 - 1, different=True)
     settings = {**locals(), **recipe.training, **recipe.augmentation}
     config, augmentation = read_recipe(
         settings | {"target_rate": None, "target_flops": None, "seed": numbers[0]}

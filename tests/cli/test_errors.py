@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -399,6 +400,33 @@ def test_one_line_and_nothing_written(
 def test_no_gpu(device: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*EVALUATE, "images", "--device", device]) == 2
     assert "0 CUDA GPUs are usable here" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(
+    ("arguments", "package"),
+    [
+        (["export", "m.safetensors", "--no-check"], "onnx"),
+        (["export", "m.safetensors", "--no-check"], "onnxscript"),
+        (["export", "m.safetensors"], "onnxruntime"),
+        (["bench", "m.safetensors", "--engine", "onnx", "--patterns", "1"], "onnxruntime"),
+        (["predict", "e.onnx", "images/test/red"], "onnxruntime"),
+    ],
+)
+def test_a_package_that_is_not_installed_names_the_extra(
+    arguments: list[str],
+    package: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    before = {*Path().rglob("*")}
+    assert run(arguments) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert package in last
+    assert "pip install 'aigtool[onnx]'" in last
+    assert {*Path().rglob("*")} == before
 
 
 @pytest.mark.usefixtures("workplace")

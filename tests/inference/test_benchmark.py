@@ -77,7 +77,7 @@ def test_efficiency_is_ideal_over_measured(
     assert row.flops_fraction == pytest.approx(1 + 0.02 - 0.4)
 
 
-@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "compile"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_engines_do_what_they_are_told(model: Model, engine: Any) -> None:
     """Told decisions give what thresholds give, and the network's own come back."""
     gated, dense = make_engines(model, engine, CPU, torch.float32, 1)
