@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from aigtool.gates import Gate
+from aigtool.gates import Decision, Gate
 
 
 def fold_norms(network: nn.Module, norms: Mapping[str, str]) -> None:
@@ -33,11 +33,16 @@ def fold_norms(network: nn.Module, norms: Mapping[str, str]) -> None:
         network.set_submodule(norm, getattr(after, "act", nn.Identity()))
 
 
+FEW = 4
+"""Most images of whose decisions Python numbers are computed: a tensor operation on so few takes
+longer to begin than to do, the more so as convolutions have driven its code out of the cache."""
+
+
 class FoldedGate(Gate):
     """A gate of the same logits, but for rounding, in fewer operations.
 
     Its batch norm lies in its first layer, and its last layer computes one number, the difference
-    of the two logits.
+    of the two logits; for few images in Python. Weights stay what they are.
 
     Args:
         gate: In evaluation mode; it is left as it is.
@@ -57,11 +62,37 @@ class FoldedGate(Gate):
         with torch.no_grad():
             for ours, theirs in zip(self.fc2.parameters(), gate.fc2.parameters(), strict=True):
                 ours.copy_(theirs[1:] - theirs[:1])
+        self._last = [*self.fc2.weight[0].tolist(), *self.fc2.bias.tolist()]
         self.to(gate.fc1.weight).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Decision:
+        """Decide for a batch of block inputs, ``(N, C, H, W)``."""
+        if self.policy != "argmax" or len(x) > FEW or torch.is_grad_enabled():
+            return super().forward(x)
+        executed, logits = self.few(x)
+        return Decision(x.new_tensor(executed), torch.tensor(logits, device=x.device), "chosen")
+
+    def few(self, x: Tensor) -> tuple[list[bool], list[float]]:
+        """Return which of a few images execute, and their logits, by the policy ``argmax``."""
+        *weights, bias = self._last
+        logits = [
+            sum(
+                [unit * weight for unit, weight in zip(units, weights, strict=True) if unit > 0],
+                bias,
+            )
+            for units in self._hidden(x).tolist()
+        ]
+        thresholds = self.threshold.tolist()
+        if not isinstance(thresholds, list):
+            thresholds = [thresholds] * len(logits)
+        return [logit > least for logit, least in zip(logits, thresholds, strict=True)], logits
 
     def logit(self, x: Tensor) -> Tensor:
         """Return the logit difference "execute" minus "skip", ``(N,)`` in float32."""
+        hidden = self._hidden(x).relu_()
+        return torch.addmv(self.fc2.bias, hidden, self.fc2.weight[0]).float()
+
+    def _hidden(self, x: Tensor) -> Tensor:
         total = x.sum(dim=(2, 3))
         share = 1 / (x.shape[2] * x.shape[3])
-        hidden = torch.addmm(self.fc1.bias, total, self.fc1.weight.t(), alpha=share).relu_()
-        return torch.addmv(self.fc2.bias, hidden, self.fc2.weight[0]).float()
+        return torch.addmm(self.fc1.bias, total, self.fc1.weight.t(), alpha=share)

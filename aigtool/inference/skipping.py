@@ -9,6 +9,7 @@ from torch import Tensor
 
 from aigtool.blocks import GatedBlock
 from aigtool.gates import Decision
+from aigtool.inference.folding import FEW, FoldedGate
 from aigtool.picking import put_images, take_images
 
 NEIGHBOURS = 4
@@ -25,10 +26,12 @@ class SkippingBlock(GatedBlock):
     a block is left as it is.
 
     Args:
-        block: The block; its layers are shared.
+        block: The block, its gate folded; its layers are shared.
         overwrites: Whether nobody reads the block's input after it.
         rectified: Whether its input went through a ReLU.
     """
+
+    gate: FoldedGate
 
     def __init__(self, block: GatedBlock, *, overwrites: bool, rectified: bool) -> None:
         super().__init__(block, block.parts, block.gate)
@@ -42,10 +45,20 @@ class SkippingBlock(GatedBlock):
         tail = self.parts.tail is not None and not (self.rectified and self.parts.rectified)
         return shortcut is x and not tail
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block on ``(N, C, H, W)`` for the images that the gate chooses."""
+        gate = self.gate
+        is_watched = gate.policy != "argmax" or gate._forward_hooks or torch.is_grad_enabled()
+        if len(x) > FEW or is_watched:
+            return super().forward(x)
+        return self._skip(x, gate.few(x)[0])
+
     def _run(self, x: Tensor, decision: Decision) -> Tensor:
         if decision.run == "scaled" or torch.is_grad_enabled():
             return super()._run(x, decision)
-        executed = [scale != 0 for scale in decision.scale.tolist()]
+        return self._skip(x, [scale != 0 for scale in decision.scale.tolist()])
+
+    def _skip(self, x: Tensor, executed: Sequence[bool]) -> Tensor:
         for_residual, for_shortcut = self.parts.head(self, x)
         joined: Tensor = self.parts.shortcut(self, *for_shortcut)
         if all(executed) and len(executed) <= NEIGHBOURS:
