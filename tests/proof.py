@@ -114,15 +114,19 @@ def prove(name: str, size: int | None = None, **options: Any) -> Proof:
     )
 
 
+WAYS = ({"WIDE": 0, "LARGE": 0}, {"WIDE": 2**40}, {"WIDE": 0, "LARGE": 2**40, "CACHED": 2**13})
+"""Limits under which images are computed where they lie, gathered, and gathered in chunks."""
+
+
 def _served(network: nn.Module, x: Tensor, pattern: dict[str, Tensor]) -> Iterator[float]:
     """In double precision: folded norms round otherwise, and some networks magnify that."""
     network, x = copy.deepcopy(network).double(), x.double()
     served = serve(network, tuple(x.shape[1:]))
     with torch.no_grad(), forced_decisions(network, pattern):
         expected = network(x)
-    for large in (0, 2**40):
+    for way in WAYS:
         with (
-            mock.patch("aigtool.inference.skipping.LARGE", large),
+            mock.patch.multiple("aigtool.inference.skipping", **way),
             torch.no_grad(),
             forced_decisions(served, pattern),
         ):

@@ -1,6 +1,5 @@
 """A gated block that computes what its gate chose, and writes it where its input was."""
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -15,15 +14,20 @@ from aigtool.picking import put_images, take_images
 NEIGHBOURS = 4
 """Most images that are computed together where they lie."""
 LARGE = 2**18
-"""Bytes of an image's features from which it is computed where it lies."""
+"""Bytes of an image's features from which it is computed where it lies, if they are wide."""
+WIDE = 512
+"""Positions of features from which convolutions are as fast on few images as on many."""
+CACHED = 2**21
+"""Bytes of wide features to compute together, lest they leave the cache between two layers."""
 
 
 class SkippingBlock(GatedBlock):
     """A gated block of a network that is served: it copies as little as it can.
 
-    Large features are computed in runs of neighbours, as views; small ones are gathered. Where
-    nobody else reads the block's input, the results are written over it, and an image that skips
-    a block is left as it is.
+    Large features are computed in runs of neighbours, as views; small ones are gathered, in chunks
+    that the cache holds where convolutions are as fast on few images. Where nobody else reads the
+    block's input, the results are written over it, and an image that skips a block is left as it
+    is.
 
     Args:
         block: The block, its gate folded; its layers are shared.
@@ -69,8 +73,7 @@ class SkippingBlock(GatedBlock):
         settled = self.settles(joined, x)
         if not self.overwrites and _share_memory(joined, x):
             joined = joined.clone()
-        large = math.prod(x.shape[1:]) * x.element_size() >= LARGE
-        for images in groups(executed, large=large):
+        for images in groups(executed, x[0].numel() * x.element_size(), x[0, 0].numel()):
             rows = _picked(joined, images)
             inputs = (rows if value is joined else _picked(value, images) for value in for_residual)
             rows += self.parts.residual(self, *inputs)
@@ -87,35 +90,40 @@ class SkippingBlock(GatedBlock):
         return output
 
 
-def groups(executed: Sequence[bool], *, large: bool) -> Iterator[slice | Tensor]:
+def groups(executed: Sequence[bool], size: int, positions: int) -> Iterator[slice | Tensor]:
     """Yield the images to compute together.
 
     Args:
         executed: ``(N,)``, which images are to be computed.
-        large: Whether to compute them where they lie, in runs of neighbours.
+        size: Bytes of an image's features.
+        positions: Their height times width.
 
     Yields:
         A slice of the batch, or the positions of images in it.
 
     Example:
-        >>> list(groups([True, True, False, True], large=True))
+        >>> list(groups([True, True, False, True], size=2**20, positions=28 * 28))
         [slice(0, 2, None), slice(3, 4, None)]
-        >>> list(groups([True, True, False, True], large=False))
+        >>> list(groups([True, True, False, True], size=2**20, positions=14 * 14))
         [tensor([0, 1, 3])]
     """
-    if all(executed) and not large:
-        yield slice(0, len(executed))
+    in_place = positions >= WIDE and size >= LARGE
+    together = max(CACHED // size, 1) if positions >= WIDE else len(executed)
+    if in_place or all(executed):
+        yield from _runs(executed, NEIGHBOURS if in_place else together)
         return
-    if not large:
-        if any(executed):
-            yield torch.tensor([n for n, runs in enumerate(executed) if runs])
-        return
+    chosen = [number for number, runs in enumerate(executed) if runs]
+    for first in range(0, len(chosen), together):
+        yield torch.tensor(chosen[first : first + together])
+
+
+def _runs(executed: Sequence[bool], most: int) -> Iterator[slice]:
     start = 0
     for runs, same in groupby(executed):
         end = start + len(list(same))
         if runs:
-            for first in range(start, end, NEIGHBOURS):
-                yield slice(first, min(first + NEIGHBOURS, end))
+            for first in range(start, end, most):
+                yield slice(first, min(first + most, end))
         start = end
 
 

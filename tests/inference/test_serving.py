@@ -22,7 +22,7 @@ from aigtool.conversion import (
 from aigtool.inference.serving import serve
 from aigtool.inference.skipping import NEIGHBOURS, SkippingBlock, groups
 from aigtool.models.zoo import create_network
-from tests.proof import difference, enliven
+from tests.proof import WAYS, difference, enliven
 
 SIZE = (3, 16, 16)
 
@@ -55,17 +55,17 @@ def masked(network: nn.Module, x: Tensor, pattern: Tensor) -> Tensor:
 @settings(deadline=None)
 @given(
     st.sampled_from([1, 2, 7, 64]).flatmap(lambda images: arrays(bool, (images, 9))),
-    st.sampled_from([0, 2**40]),
+    st.sampled_from(WAYS),
 )
 def test_it_equals_the_masked_network_under_every_pattern(
-    network: nn.Module, served: nn.Module, executed: npt.NDArray[np.bool_], large: int
+    network: nn.Module, served: nn.Module, executed: npt.NDArray[np.bool_], way: dict[str, int]
 ) -> None:
     pattern = torch.from_numpy(executed)
     x = torch.randn(len(pattern), *SIZE, generator=torch.Generator().manual_seed(0))
     before = x.clone()
     names = [name for name, _ in named_gates(served)]
     with (
-        mock.patch("aigtool.inference.skipping.LARGE", large),
+        mock.patch.multiple("aigtool.inference.skipping", **way),
         torch.inference_mode(),
         forced_decisions(served, dict(zip(names, pattern.unbind(1), strict=True))),
     ):
@@ -194,9 +194,18 @@ def test_an_image_that_skips_is_rectified_where_its_input_is_not() -> None:
         assert torch.equal(served(x), network(x))
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=40), st.booleans())
-def test_groups_are_the_executed_images(executed: list[bool], large: bool) -> None:
+@given(
+    st.lists(st.booleans(), min_size=1, max_size=40),
+    st.sampled_from([(2**20, 28 * 28), (2**20, 14 * 14), (2**16, 32 * 32)]),
+)
+def test_groups_are_the_executed_images(executed: list[bool], kind: tuple[int, int]) -> None:
+    size, positions = kind
     images = torch.arange(len(executed))
-    found = [images[group].tolist() for group in groups(executed, large=large)]
+    made = list(groups(executed, size, positions))
+    found = [images[group].tolist() for group in made]
     assert [n for group in found for n in group] == [n for n, runs in enumerate(executed) if runs]
-    assert not large or all(len(group) <= NEIGHBOURS for group in found)
+    in_place, in_chunks = kind == (2**20, 28 * 28), kind == (2**16, 32 * 32)
+    assert all(isinstance(group, slice) for group in made) or not (in_place or all(executed))
+    most = NEIGHBOURS if in_place else 32 if in_chunks else len(executed)
+    assert all(len(group) <= most for group in found)
+    assert in_place or len(found) == -(-sum(executed) // most)
