@@ -10,8 +10,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 def put_branches(model: ModelProto, selected: Sequence[str]) -> None:
     """Turn each selection between two values into an ``If``, in place.
 
-    What only one of the values needs moves into its branch, weights included: onnxruntime lays out
-    and packs only those ahead of time that lie in the graph which uses them.
+    What only the two values need moves into their branches, weights included, and into both what
+    both need: onnxruntime lays out and packs only those weights ahead of time that lie in the graph
+    which uses them, and fuses only nodes of one graph.
 
     Args:
         model: Its nodes are in an order of execution.
@@ -40,13 +41,12 @@ def put_branches(model: ModelProto, selected: Sequence[str]) -> None:
     _replace(graph.output, [output for output in graph.output if output.name not in kinds])
     nodes = list(graph.node)
     place = {output: number for number, node in enumerate(nodes) for output in node.output}
-    branches = _Branches(nodes, {output.name for output in graph.output})
+    branches = _Branches(nodes, {output.name for output in graph.output} | {*selected})
     weights = {tensor.name: tensor for tensor in graph.initializer}
     inside: dict[int, list[set[int]]] = {}
     for name in selected:
         where = place[name]
-        values = nodes[where].input[1:]
-        inside[where] = [branches.only_for(where, value) for value in values]
+        inside[where] = branches.of(where)
     within = {number for parts in inside.values() for part in parts for number in part}
     left: list[NodeProto] = []
     for number, node in enumerate(nodes):
@@ -61,27 +61,35 @@ def put_branches(model: ModelProto, selected: Sequence[str]) -> None:
 
 
 class _Branches:
-    """Who uses which value."""
+    """Who uses which value, and which values stay outside."""
 
-    def __init__(self, nodes: list[NodeProto], outputs: set[str]) -> None:
-        self.nodes, self.outputs = nodes, outputs
+    def __init__(self, nodes: list[NodeProto], outside: set[str]) -> None:
+        self.nodes, self.outside = nodes, outside
         self.users: dict[str, set[int]] = defaultdict(set)
         for number, node in enumerate(nodes):
             for value in node.input:
                 self.users[value].add(number)
 
-    def only_for(self, where: int, value: str) -> set[int]:
-        """Return the nodes that nothing needs but this value of a selection."""
-        inside: set[int] = set()
-        if list(self.nodes[where].input).count(value) > 1:
-            return inside
+    def of(self, where: int) -> list[set[int]]:
+        """Return the nodes for each value of a selection that nothing else needs."""
+        condition, *values = self.nodes[where].input
+        apart: set[int] = set()
         for number in reversed(range(where)):
             outputs = self.nodes[number].output
             users = {user for output in outputs for user in self.users[output]}
-            allowed = inside | {where} if value in outputs else inside
-            if users and users <= allowed and self.outputs.isdisjoint(outputs):
-                inside.add(number)
-        return inside
+            is_apart = self.outside.isdisjoint(outputs) and condition not in outputs
+            if users and users <= apart | {where} and is_apart:
+                apart.add(number)
+        return [self._behind(value, apart) for value in values]
+
+    def _behind(self, value: str, among: set[int]) -> set[int]:
+        """Return those of some nodes that a value is computed from."""
+        wanted, found = {value}, set()
+        for number in sorted(among, reverse=True):
+            if not wanted.isdisjoint(self.nodes[number].output):
+                found.add(number)
+                wanted.update(self.nodes[number].input)
+        return found
 
 
 def _branched(

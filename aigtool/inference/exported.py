@@ -88,6 +88,8 @@ def open_session(model: str | Path | bytes, threads: int | None = None) -> Any:
         raise UserError(f"exported file {model}: no such file; `aigtool export` writes one")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
+    # Else threads that wait for the next image keep those of others, who decode it, from running.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         return onnxruntime.InferenceSession(
             model if isinstance(model, bytes) else str(model),

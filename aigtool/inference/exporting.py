@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from aigtool.errors import UserError
 from aigtool.flops import NetworkFlops
@@ -114,7 +115,9 @@ class _BothWays(SkippingBlock):
         executed = logit > (self.gate.threshold if self.threshold is None else self.threshold)
         for_residual, for_shortcut = self.parts.head(self, x)
         shortcut: Tensor = self.parts.shortcut(self, *for_shortcut)
-        joined = shortcut + self.parts.residual(self, *for_residual)
+        # Pooling over one position changes nothing, but onnxruntime then keeps the input's layout
+        # for convolutions, and adds within the last of them.
+        joined = F.max_pool2d(shortcut, 1) + self.parts.residual(self, *for_residual)
         skipped = shortcut
         if self.parts.tail is not None:
             joined = self.parts.tail(self, joined)

@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
@@ -90,7 +91,7 @@ class FoldedGate(Gate):
     def logit(self, x: Tensor) -> Tensor:
         """Return the logit difference "execute" minus "skip", ``(N,)`` in float32."""
         hidden = self._hidden(x).relu_()
-        return torch.addmv(self.fc2.bias, hidden, self.fc2.weight[0]).float()
+        return F.linear(hidden, self.fc2.weight, self.fc2.bias).squeeze(1).float()
 
     def _hidden(self, x: Tensor) -> Tensor:
         total = x.sum(dim=(2, 3))

@@ -44,8 +44,12 @@ CASES = {
         "a = Neg(x) b = Exp(a) d = Abs(x) z = Where(c, b, d) y = Neg(z)",
         {"else_branch": ["Abs"], "then_branch": ["Neg", "Exp"]},
     ),
-    "what both need stays outside": (
+    "what both need is in both": (
         "a = Neg(x) b = Exp(a) d = Abs(a) z = Where(c, b, d) y = Neg(z)",
+        {"else_branch": ["Neg", "Abs"], "then_branch": ["Neg", "Exp"]},
+    ),
+    "what something else needs as well stays outside": (
+        "a = Neg(x) b = Exp(a) d = Abs(a) z = Where(c, b, d) y = Add(z, a)",
         {"else_branch": ["Abs"], "then_branch": ["Exp"]},
     ),
     "a value from before is passed on": (
@@ -58,7 +62,7 @@ CASES = {
     ),
     "both are one value": (
         "b = Exp(x) z = Where(c, b, b) y = Neg(z)",
-        {"else_branch": ["Identity"], "then_branch": ["Identity"]},
+        {"else_branch": ["Exp"], "then_branch": ["Exp"]},
     ),
 }
 

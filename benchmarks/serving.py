@@ -1,0 +1,304 @@
+"""Seconds of gated networks beside dense ones, served by PyTorch and by onnxruntime.
+
+Writes the sections that it measures into docs/benchmarks.md; each is measured side by side in one
+process on a machine with nothing else to do. All of them take some two hours on two slow cores.
+
+python benchmarks/serving.py [pytorch] [onnx] [exports] [own --model FILE --data FOLDER] [memory]
+"""
+
+import argparse
+import importlib.metadata
+import platform
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import aigtool
+from aigtool.data.images import open_images
+from aigtool.data.loading import eval_transform, load_batches
+from aigtool.device import to_channels_last
+from aigtool.flops import count_flops
+from aigtool.inference.answers import Answering, ServedNetwork
+from aigtool.inference.benchmark import MANY, Row, Setting, draw_patterns, measure_all
+from aigtool.inference.engines import EngineName, OnnxEngine
+from aigtool.inference.exported import ExportedNetwork, compare
+from aigtool.inference.exporting import export_onnx
+from aigtool.inference.serving import serve
+from aigtool.inference.timing import take_turns
+from aigtool.models.description import PixelNetwork
+from aigtool.models.files import Model, load_model
+from aigtool.models.origin import create_model
+from aigtool.trace import collect_trace
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+THREADS = 2
+CPU = torch.device("cpu")
+OTHERS = (
+    *("resnet101", "resnext50_32x4d", "seresnet50", "resnetv2_50"),
+    *("torchvision:wide_resnet50_2", "resnet18"),
+)
+CASES = (
+    ("resnet50", (1, 16, 32), (0.4, 0.6, 0.8)),
+    ("cifar_resnet110", (1, 128), (0.6,)),
+    *((name, (1, 16), (0.6,)) for name in OTHERS),
+)
+MEMORY = (("resnet50", 1), ("resnet50", 16), ("cifar_resnet110", 128))
+Lines = Iterator[str]
+
+
+def gated(name: str) -> Model:
+    """Return a network by name with gates, its weights random."""
+    made, _ = create_model(name)
+    network = aigtool.convert(made.network, input_size=made.description.input.size)
+    return Model(network.eval(), made.description)
+
+
+def settings(engine: EngineName, sizes: Iterable[int]) -> list[Setting]:
+    """Return how to run."""
+    return [Setting(engine, CPU, torch.float32, size, THREADS) for size in sizes]
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "batch": lambda row: f"{row.batch_size}",
+    "rate": lambda row: f"{row.execution_rate:.2f}",
+    "FLOPs": lambda row: f"{row.flops_fraction:.3f}",
+    "dense ms": lambda row: f"{row.dense_ms:.1f} ± {row.dense_iqr_ms / 2:.1f}",
+    "open / dense": lambda row: f"{row.open_over_dense:.3f}",
+    "gated ms": lambda row: f"{row.gated_ms:.1f} ± {row.gated_iqr_ms / 2:.1f}",
+    "ideal ms": lambda row: f"{row.ideal_ms:.1f}",
+    "efficiency": lambda row: f"**{row.efficiency:.3f}**",
+    "5 % to 95 %": lambda row: f"{row.efficiency_p5:.2f} to {row.efficiency_p95:.2f}",
+    "dense / gated": lambda row: f"{row.speedup:.2f}",
+}
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Lines:
+    """Yield a Markdown table, its first column to the left."""
+    yield f"| {' | '.join(header)} |"
+    yield f"| --- |{' ---: |' * (len(header) - 1)}"
+    yield from (f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def timed(cases: Iterable[tuple[str, Iterator[Row]]]) -> Lines:
+    """Yield a table of rows by network."""
+
+    def cells() -> Iterator[list[str]]:
+        for name, rows in cases:
+            for row in rows:
+                print(name, {k: v for k, v in asdict(row).items() if k != "device"}, flush=True)
+                yield [name, *(cell(row) for cell in COLUMNS.values())]
+
+    return table(["network", *COLUMNS], cells())
+
+
+def pytorch(_: argparse.Namespace) -> Lines:
+    """Time served networks under drawn decisions."""
+    yield from timed(
+        (name, measure_all(gated(name), settings("skip", sizes), rates=rates))
+        for name, sizes, rates in CASES
+    )
+
+
+def onnx(_: argparse.Namespace) -> Lines:
+    """Time exported networks, and one beside timm's as it is."""
+    names = ("resnet50", "cifar_resnet110")
+    yield from timed(
+        (name, measure_all(gated(name), settings("onnx", [1]), rates=[0.6])) for name in names
+    )
+    model = gated("resnet50")
+    pixels = torch.rand(1, *model.description.input.size)
+    eager = to_channels_last(create_model("resnet50")[0].network.eval())
+    last = pixels.contiguous(memory_format=torch.channels_last)
+    engine = OnnxEngine(model, THREADS)
+    patterns = draw_patterns(0.6, len(engine.names), batch_size=1, count=MANY, seed=0)
+    torch.set_num_threads(THREADS)
+
+    def run_eager() -> object:
+        with torch.inference_mode():
+            return eager(last)
+
+    def told(pattern: torch.Tensor) -> Callable[[], object]:
+        engine.decide(pattern)
+        return partial(engine, pixels)
+
+    ratios = []
+    for number, pattern in enumerate(patterns):
+        ready = partial(told, torch.from_numpy(pattern))
+        times = take_turns({"eager": lambda: run_eager, "onnx": ready}, 5, seed=number)
+        ratios.append(statistics.median(times["eager"]) / statistics.median(times["onnx"]))
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    yield ""
+    yield (
+        "timm's `resnet50` as it is, channels-last, over the exported gated one at rate 0.6, batch "
+        f"1: **{middle:.2f}** (quartiles {low:.2f} and {high:.2f} over {MANY} patterns)."
+    )
+
+
+def exports(_: argparse.Namespace) -> Lines:
+    """Compare exported networks with served ones on noise."""
+
+    def cells() -> Iterator[list[str]]:
+        for name in ("resnet50", "cifar_resnet110", *OTHERS):
+            model = gated(name)
+            flops = count_flops(model.network, model.description.input.size)
+            data = export_onnx(model, flops).SerializeToString()
+            noise = torch.rand(
+                8, *model.description.input.size, generator=torch.Generator().manual_seed(0)
+            )
+            gates = [gate.threshold.item() for _, gate in aigtool.named_gates(model.network)]
+            check = compare(ExportedNetwork(data), ServedNetwork(model), [noise], gates)
+            yield [
+                name,
+                f"{len(data) / 1e6:.0f}",
+                f"{check.difference:.1e}",
+                f"{check.flips}",
+                f"{check.ties}",
+                "yes" if check.holds else "**no**",
+            ]
+
+    return table(["network", "MB", "largest difference", "flips", "ties", "holds"], cells())
+
+
+def own(options: argparse.Namespace) -> Lines:
+    """Judge and time a fine-tuned network by its own decisions on real images."""
+    model = load_model(options.model)
+    spec = model.description.input
+    images = open_images(
+        str(options.data), options.split, eval_transform(spec), model.description.class_names
+    )
+    flops = count_flops(model.network, spec.size)
+    trace = collect_trace(PixelNetwork(model.network, spec).eval(), images, flops=flops)
+    batches = list(load_batches(images))
+    exported = ExportedNetwork(export_onnx(model, flops).SerializeToString())
+
+    def judged(kind: str, ask: Answering) -> list[str]:
+        answers = [ask(pixels) for pixels, _ in batches]
+        right = torch.cat([a.logits.argmax(1) for a in answers]) == torch.cat(
+            [y for _, y in batches]
+        )
+        executed = torch.cat([a.executed for a in answers]).numpy()
+        same = bool((right.numpy() == trace.correct).all())
+        decided = int((executed != trace.executed).any(axis=1).sum())
+        return [kind, f"{int(right.sum())}", "yes" if same else "**no**", f"{decided}"]
+
+    yield f"Of {len(images)} images the masked network has {int(trace.correct.sum())} right."
+    yield ""
+    yield from table(
+        ["run by", "right", "image by image", "images with another decision"],
+        [judged("PyTorch", ServedNetwork(model)), judged("onnxruntime", exported)],
+    )
+    yield ""
+    runs: tuple[tuple[EngineName, tuple[int, ...]], ...] = (("skip", (1, 128)), ("onnx", (1,)))
+    yield from timed(
+        (engine, measure_all(model, settings(engine, sizes), images=images))
+        for engine, sizes in runs
+    )
+
+
+def memory(_: argparse.Namespace) -> Lines:
+    """Measure what a process of each network grows to, weights included."""
+
+    def cells() -> Iterator[list[str]]:
+        for name, size in MEMORY:
+            dense, skipping = (
+                float(
+                    subprocess.run(  # noqa: S603, it is this file
+                        [sys.executable, __file__, "grown", "--grown", f"{name},{size},{kind}"],
+                        check=True,
+                        capture_output=True,
+                        text=True,
+                    ).stdout.split()[-1]
+                )
+                for kind in ("dense", "gated")
+            )
+            yield [
+                name,
+                f"{size}",
+                f"{dense:.0f}",
+                f"{skipping:.0f}",
+                f"**{skipping / dense:.3f}**",
+            ]
+
+    return table(["network", "batch", "dense MB", "gated MB", "gated / dense"], cells())
+
+
+def grown(options: argparse.Namespace) -> Lines:
+    """Print by how many MB this process grew at most, from before its network to after it ran."""
+    name, size, kind = options.grown.split(",")
+    torch.set_num_threads(THREADS)
+    model = gated(name)
+    before = _memory("VmRSS") - sum(w.nbytes for w in model.network.state_dict().values()) / 1e6
+    if kind == "dense":
+        model = model.stripped()
+    pixels = torch.rand(int(size), *model.description.input.size)
+    served = serve(model.network, model.description.input.size)
+    gates = [gate for _, gate in aigtool.named_gates(served)]
+    del model
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    with torch.inference_mode():
+        for pattern in draw_patterns(0.6, len(gates), batch_size=int(size), count=8, seed=0):
+            for gate, told in zip(gates, torch.from_numpy(pattern).T, strict=True):
+                gate.threshold = torch.where(told, -torch.inf, torch.inf)
+            served(pixels)
+    print(_memory("VmHWM") - before)
+    yield from ()
+
+
+def _memory(kind: str) -> float:
+    found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024 / 1e6
+
+
+SECTIONS = {
+    "pytorch": (pytorch, "Served by PyTorch"),
+    "onnx": (onnx, "Exported, run by onnxruntime"),
+    "exports": (exports, "Exports that pass their check"),
+    "own": (own, "A fine-tuned network by its own decisions"),
+    "memory": (memory, "Memory"),
+    "grown": (grown, ""),
+}
+
+
+def written(page: str, title: str, body: str) -> str:
+    """Return a page with the text under a heading replaced."""
+    heading = f"## {title}\n"
+    before, _, rest = page.partition(heading)
+    _, mark, after = rest.partition("\n## ")
+    return f"{before}{heading}\n{body}\n{mark}{after}"
+
+
+def main() -> None:
+    """Measure the sections named and write them."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("sections", nargs="*", choices=SECTIONS, default=[])
+    parser.add_argument("--model", type=Path, help="for own: a fine-tuned model file")
+    parser.add_argument("--data", type=Path, help="for own: its images")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--grown", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    chosen = options.sections or [name for name in SECTIONS if name != "grown"]
+    if "own" in chosen and (options.model is None or options.data is None):
+        parser.error("own: expected --model and --data")
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "timm")]
+    try:
+        versions.append(f"onnxruntime {importlib.metadata.version('onnxruntime')}")
+    except importlib.metadata.PackageNotFoundError:
+        versions.append("no onnxruntime")
+    made = f"Python {platform.python_version()}, {', '.join(versions)}, {THREADS} threads, float32."
+    for name in chosen:
+        measure, title = SECTIONS[name]
+        body = "\n".join(measure(options))
+        if title:
+            PAGE.write_text(written(PAGE.read_text(), title, f"{made}\n\n{body}"))
+
+
+if __name__ == "__main__":
+    main()
