@@ -29,8 +29,9 @@ from aigtool.device import to_channels_last
 from aigtool.flops import count_flops
 from aigtool.inference.answers import Answering, ServedNetwork
 from aigtool.inference.benchmark import MANY, Row, Setting, draw_patterns, measure_all
+from aigtool.inference.checking import compare
 from aigtool.inference.engines import EngineName, OnnxEngine
-from aigtool.inference.exported import ExportedNetwork, compare
+from aigtool.inference.exported import ExportedNetwork
 from aigtool.inference.exporting import export_onnx
 from aigtool.inference.serving import serve
 from aigtool.inference.timing import take_turns

@@ -1,7 +1,8 @@
 """``aigtool export``: a network as a file that runs, and skips, without aigtool."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +25,10 @@ from aigtool.cli.options import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from aigtool.flops import NetworkFlops
+    from aigtool.inference.answers import Answering
+    from aigtool.models.files import Model
+
 IMAGES = 32
 """That the exported file is checked on unless --limit says otherwise."""
 
@@ -31,7 +36,11 @@ IMAGES = 32
 def export(
     model: ModelFile,
     format_: Annotated[
-        Literal["onnx"], typer.Option("--format", help="Of the file; onnxruntime runs onnx.")
+        Literal["onnx", "torch"],
+        typer.Option(
+            "--format",
+            help="onnxruntime runs onnx; torch is a program that torch.export.load opens.",
+        ),
     ] = "onnx",
     check: Annotated[
         bool,
@@ -76,14 +85,15 @@ def export(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write a network as one file for onnxruntime, which computes only what its gates choose.
+    """Write a network as one file that computes only what its gates choose, without aigtool.
 
     It takes one image at a time, pixels in 0..1, and gives logits and the gates' decisions.
     """
     from aigtool.output import check_output
 
-    target = out or model.with_suffix(f".{format_}")
-    check_output(target, force=force, suffix=f".{format_}")
+    suffix = {"onnx": ".onnx", "torch": ".pt2"}[format_]
+    target = out or model.with_suffix(suffix)
+    check_output(target, force=force, suffix=suffix)
     with status("loading the network"):
         import torch
 
@@ -93,8 +103,7 @@ def export(
         from aigtool.data.loading import load_batches
         from aigtool.flops import count_flops
         from aigtool.inference.answers import ServedNetwork
-        from aigtool.inference.exported import ExportedNetwork, compare
-        from aigtool.inference.exporting import export_onnx
+        from aigtool.inference.checking import compare
         from aigtool.models.files import load_model
         from aigtool.output import replacing
 
@@ -109,7 +118,8 @@ def export(
             batches = (pixels for pixels, _ in load_batches(images))
             checked_on = f"{images.name} {images.split}".strip() + f", {len(images)} images"
     with status("exporting"):
-        exported = export_onnx(loaded, count_flops(loaded.network, size)).SerializeToString()
+        write = {"onnx": _onnx, "torch": _program}[format_]
+        exported, run = write(loaded, count_flops(loaded.network, size))
     result: dict[str, Any] = {
         "out": str(target),
         "format": format_,
@@ -120,7 +130,7 @@ def export(
     if check:
         with status("checking"):
             found = compare(
-                ExportedNetwork(exported),
+                run(),
                 ServedNetwork(loaded),
                 batches,
                 [gate.threshold.item() for _, gate in named_gates(loaded.network)],
@@ -141,4 +151,26 @@ def export(
         print_facts(str(target), facts)
     if result["check"] and result["check"]["ties"]:
         note("a tie is an image with a gate whose logit is within 1e-4 of its threshold")
-    wrote([target], f"aigtool predict {target} IMAGES")
+    wrote([target], f"aigtool predict {target} IMAGES" if format_ == "onnx" else "")
+
+
+def _onnx(model: "Model", flops: "NetworkFlops") -> tuple[bytes, "Callable[[], Answering]"]:
+    """Return an ONNX file, and what runs it."""
+    from aigtool.inference.exported import ExportedNetwork
+    from aigtool.inference.exporting import export_onnx
+
+    data = export_onnx(model, flops).SerializeToString()
+    return data, lambda: ExportedNetwork(data)
+
+
+def _program(model: "Model", flops: "NetworkFlops") -> tuple[bytes, "Callable[[], Answering]"]:
+    """Return a program's file, and what runs it."""
+    import torch
+
+    from aigtool.inference.exporting import facts
+    from aigtool.inference.programs import ProgramNetwork, export_program
+
+    program = export_program(model, flops)
+    buffer = BytesIO()
+    torch.export.save(program, buffer, extra_files=facts(model.description, flops))
+    return buffer.getvalue(), lambda: ProgramNetwork(program, model.description, flops)

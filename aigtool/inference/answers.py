@@ -1,6 +1,7 @@
 """What a network answers and decides, asked from any number of threads."""
 
 import threading
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -114,3 +115,16 @@ def check_size(pixels: Tensor, description: Description) -> None:
 
 def _columns(values: list[Tensor], count: int) -> Tensor:
     return torch.stack(values, dim=1).cpu() if values else torch.zeros(count, 0)
+
+
+def together(images: Iterable[Sequence[Tensor]]) -> Answers:
+    """Put together what a network gave that takes one image at a time.
+
+    Args:
+        images: Of each ``logits (1, classes)`` and, where there are gates, their logits and whether
+            each executed, both ``(1, gates)``.
+    """
+    logits, *decided = (torch.cat(values) for values in zip(*images, strict=True))
+    if not decided:
+        decided = [torch.zeros(len(logits), 0), torch.zeros(len(logits), 0, dtype=torch.bool)]
+    return Answers(logits, *decided)

@@ -3,17 +3,16 @@
 import json
 import warnings
 from dataclasses import asdict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from aigtool.errors import UserError
 from aigtool.flops import NetworkFlops
-from aigtool.inference.serving import serve
-from aigtool.inference.skipping import SkippingBlock
-from aigtool.models.description import InputSpec, PixelNetwork
+from aigtool.inference.branches import BranchingBlock, BranchingNetwork
+from aigtool.models.description import Description
 from aigtool.models.files import Model
 
 if TYPE_CHECKING:
@@ -46,10 +45,7 @@ def export_onnx(
         UserError: The packages of the extra ``onnx`` are not installed, or the network's gates
             do not decide by argmax.
     """
-    if model.description.policy != "argmax":
-        raise UserError(
-            f"gate policy {model.description.policy}: an exported network decides by argmax alone"
-        )
+    check_policy(model)
     try:
         import onnxscript  # noqa: F401, the exporter needs it
         from onnx import helper
@@ -62,7 +58,7 @@ def export_onnx(
         ) from error
     description = model.description
     gates = [block.name for block in flops.gated_blocks]
-    network = _Branching(serve(model.network, description.input.size), description.input, gates)
+    network = BranchingNetwork(model, gates, _Both)
     selected = [f"{name}/output" for name in gates]
     outputs = ["logits", *(["gate_logits", "executed", *selected] if gates else [])]
     weight = next(network.parameters())
@@ -72,7 +68,7 @@ def export_onnx(
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # The exporter warns of its own workings.
         program = torch.onnx.export(
-            network.eval(),
+            network,
             tuple(inputs.values()),
             dynamo=True,
             verbose=False,
@@ -82,71 +78,44 @@ def export_onnx(
     assert program is not None
     exported = program.model_proto
     put_branches(exported, selected)
-    about = {**description.to_json(), "flops": asdict(flops)}
-    facts = {
-        METADATA: about,
-        "class_names": description.class_names,
-        "preprocessing": _preprocessing(description.input),
-    }
-    helper.set_model_props(exported, {key: json.dumps(value) for key, value in facts.items()})
+    helper.set_model_props(exported, facts(description, flops))
     return exported
 
 
-def _preprocessing(spec: InputSpec) -> dict[str, object]:
+def check_policy(model: Model) -> None:
+    """Refuse what an exported network cannot do.
+
+    Raises:
+        UserError: The gates do not decide by argmax.
+    """
+    if (policy := model.description.policy) != "argmax":
+        raise UserError(f"gate policy {policy}: an exported network decides by argmax alone")
+
+
+def facts(description: Description, flops: NetworkFlops) -> dict[str, str]:
+    """Return what an exported file says of a network, as JSON by key.
+
+    ``class_names`` and ``preprocessing`` are for whoever runs it, ``aigtool`` is for us.
+    """
     kept = ("size", "interpolation", "crop_pct", "crop_mode")
-    return {"pixels": "RGB in 0..1", **{key: getattr(spec, key) for key in kept}}
+    values = {
+        METADATA: {**description.to_json(), "flops": asdict(flops)},
+        "class_names": description.class_names,
+        "preprocessing": {
+            "pixels": "RGB in 0..1",
+            **{key: getattr(description.input, key) for key in kept},
+        },
+    }
+    return {key: json.dumps(value) for key, value in values.items()}
 
 
-class _Both(NamedTuple):
-    logit: Tensor
-    executed: Tensor
-    output: Tensor
+class _Both(BranchingBlock):
+    """A block that computes both ways and selects one: ``put_branches`` makes an ``If`` of it."""
 
+    def select(self, executed: Tensor, x: Tensor) -> Tensor:
+        return torch.where(executed, self.run(x), self.skip(x))
 
-class _BothWays(SkippingBlock):
-    """A block that computes what it gives if it is executed and if not, and selects one."""
-
-    def __init__(self, block: SkippingBlock) -> None:
-        super().__init__(block, overwrites=block.overwrites, rectified=block.rectified)
-        self.threshold: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        logit = self.gate.logit(x)
-        executed = logit > (self.gate.threshold if self.threshold is None else self.threshold)
-        for_residual, for_shortcut = self.parts.head(self, x)
-        shortcut: Tensor = self.parts.shortcut(self, *for_shortcut)
-        # Pooling over one position changes nothing, but onnxruntime then keeps the input's layout
-        # for convolutions, and adds within the last of them.
-        joined = F.max_pool2d(shortcut, 1) + self.parts.residual(self, *for_residual)
-        skipped = shortcut
-        if self.parts.tail is not None:
-            joined = self.parts.tail(self, joined)
-            if not self.settles(shortcut, x):
-                skipped = self.parts.tail(self, shortcut.clone())
-        output = torch.where(executed, joined, skipped)  # Of one image: it is one decision.
-        self.both = _Both(logit, executed, output)
-        return output
-
-
-class _Branching(nn.Module):
-    """A served network of blocks that compute both ways, and what each of them selected."""
-
-    def __init__(self, network: nn.Module, spec: InputSpec, gates: list[str]) -> None:
-        super().__init__()
-        self.blocks = {}
-        for name in gates:
-            block = network.get_submodule(name)
-            assert isinstance(block, SkippingBlock)
-            self.blocks[name] = _BothWays(block).eval()
-            network.set_submodule(name, self.blocks[name])
-        self.network = PixelNetwork(network, spec)
-
-    def forward(self, pixels: Tensor, *thresholds: Tensor) -> tuple[Tensor, ...]:
-        for block, threshold in zip(self.blocks.values(), thresholds, strict=False):
-            block.threshold = threshold
-        logits = self.network(pixels)
-        if not self.blocks:
-            return (logits,)
-        both = [block.both for block in self.blocks.values()]
-        rows = (torch.cat([b[number] for b in both]).unsqueeze(0) for number in (0, 1))
-        return (logits, *rows, *(b.output for b in both))
+    def addend(self, shortcut: Tensor) -> Tensor:
+        # Pooling over one position changes nothing, but onnxruntime then keeps the input in the
+        # layout of convolutions, and adds within the last of them.
+        return F.max_pool2d(shortcut, 1)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from tests.cli.conftest import Command
 
@@ -32,6 +33,17 @@ def test_an_exported_network_predicts_as_the_model_file(
     header, row, *_ = aigtool("predict", model, test / "red").out.splitlines()
     assert header.split() == ["file", "class", "probability", "blocks", "GFLOPs", "ms"]
     assert "%" in row
+
+
+def test_a_program_is_checked_as_well(aigtool: Command, model: Path, tmp_path: Path) -> None:
+    result = aigtool("export", model, "--format", "torch", "--limit", "3", "--json")
+    assert (result["out"], result["format"]) == (str(model.with_suffix(".pt2")), "torch")
+    assert (result["check"]["images"], result["check"]["flips"]) == (3, 0)
+    about = {"class_names": "", "preprocessing": ""}
+    program = torch.export.load(result["out"], extra_files=about)
+    logits, _, executed = program.module()(torch.rand(1, 3, 32, 32))
+    assert (logits.shape, executed.shape) == ((1, 3), (1, 9))
+    assert json.loads(about["preprocessing"])["size"] == [3, 32, 32]
 
 
 def test_bench_writes_its_table_and_picture(aigtool: Command, model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from aigtool.conversion import convert, named_gates, recorded_decisions
 from aigtool.errors import UserError
 from aigtool.flops import count_flops
 from aigtool.inference.answers import ServedNetwork
-from aigtool.inference.exported import ExportedNetwork, compare
+from aigtool.inference.checking import compare
+from aigtool.inference.exported import ExportedNetwork
 from aigtool.inference.exporting import METADATA, export_onnx
 from aigtool.models.description import Description, InputSpec, PixelNetwork
 from aigtool.models.files import Model

@@ -1,0 +1,66 @@
+"""An exported network checked against the network it was made of."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aigtool.inference.answers import Answering
+
+TOLERANCE = 1e-4
+"""What logits may differ by, and how near its threshold a gate's logit is a tie."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """How an exported network compares with what it was made of.
+
+    Attributes:
+        images: That both were asked about.
+        ties: Images with a gate whose logit is so near its threshold that rounding decides.
+        difference: The largest difference of a logit, of images that are no ties, as a share of
+            the largest logit where that is above 1.
+        flips: Images that are no ties of which a gate decided otherwise.
+    """
+
+    images: int
+    ties: int
+    difference: float
+    flips: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether all that is no tie is decided alike, with logits within the tolerance."""
+        return self.flips == 0 and self.difference <= TOLERANCE
+
+
+def compare(
+    exported: Answering,
+    original: Answering,
+    batches: Iterable[Tensor],
+    thresholds: Sequence[float],
+) -> Check:
+    """Ask two networks about the same images.
+
+    Args:
+        exported: The one to check.
+        original: The one to check by.
+        batches: Images, each ``(N, C, H, W)``.
+        thresholds: Of the original's gates.
+
+    Returns:
+        What was found.
+    """
+    images = ties = flips = 0
+    largest = scale = 0.0
+    for pixels in batches:
+        ours, theirs = exported(pixels), original(pixels)
+        near = ((theirs.gate_logits - torch.tensor(thresholds)).abs() < TOLERANCE).any(dim=1)
+        images, ties = images + len(pixels), ties + int(near.sum())
+        flips += int((ours.executed != theirs.executed).any(dim=1)[~near].sum())
+        if not near.all():
+            difference = (ours.logits - theirs.logits)[~near].abs().max().item()
+            largest = max(largest, difference)
+            scale = max(scale, theirs.logits[~near].abs().max().item())
+    return Check(images, ties, largest / max(1.0, scale), flips)
