@@ -35,7 +35,7 @@ def test_an_exported_network_predicts_as_the_model_file(
     assert "%" in row
 
 
-def test_a_program_is_checked_as_well(aigtool: Command, model: Path, tmp_path: Path) -> None:
+def test_a_program_is_checked_as_well(aigtool: Command, model: Path) -> None:
     result = aigtool("export", model, "--format", "torch", "--limit", "3", "--json")
     assert (result["out"], result["format"]) == (str(model.with_suffix(".pt2")), "torch")
     assert (result["check"]["images"], result["check"]["flips"]) == (3, 0)
