@@ -281,7 +281,7 @@ SECTIONS = {
     "memory": (memory, "Memory"),
     "grown": (grown, ""),
 }
-MADE = "Python "
+MADE = "Python"
 """What the measured part of a section begins with."""
 
 
@@ -312,7 +312,7 @@ def main() -> None:
         versions.append(f"onnxruntime {importlib.metadata.version('onnxruntime')}")
     except importlib.metadata.PackageNotFoundError:
         versions.append("no onnxruntime")
-    made = f"{MADE}{platform.python_version()}, {', '.join(versions)}, {THREADS} threads, float32."
+    made = f"{MADE} {platform.python_version()}, {', '.join(versions)}, {THREADS} threads, float32."
     for name in chosen:
         measure, title = SECTIONS[name]
         body = "\n".join(measure(options))
