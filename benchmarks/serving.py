@@ -3,7 +3,7 @@
 Writes the sections that it measures into docs/benchmarks.md; each is measured side by side in one
 process on a machine with nothing else to do. All of them take some two hours on two slow cores.
 
-python benchmarks/serving.py [pytorch] [onnx] [exports] [own --model FILE --data FOLDER] [memory]
+python benchmarks/serving.py --model FILE --data FOLDER [--only pytorch|onnx|exports|own|memory]
 """
 
 import argparse
@@ -53,6 +53,8 @@ CASES = (
     *((name, (1, 16), (0.6,)) for name in OTHERS),
 )
 MEMORY = (("resnet50", 1), ("resnet50", 16), ("cifar_resnet110", 128))
+PROCESSES = 5
+"""Of each network, of whose memory the median is taken."""
 Lines = Iterator[str]
 
 
@@ -217,35 +219,36 @@ def own(options: argparse.Namespace) -> Lines:
 
 
 def memory(_: argparse.Namespace) -> Lines:
-    """Measure what a process of each network grows to, weights included."""
+    """Measure what processes of each network grow to, weights included, in turns."""
+
+    def megabytes(*of: object) -> float:
+        command = [sys.executable, __file__, "--grown", ",".join(map(str, of))]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+        return float(done.stdout.split()[-1])
 
     def cells() -> Iterator[list[str]]:
         for name, size in MEMORY:
-            dense, skipping = (
-                float(
-                    subprocess.run(  # noqa: S603, it is this file
-                        [sys.executable, __file__, "grown", "--grown", f"{name},{size},{kind}"],
-                        check=True,
-                        capture_output=True,
-                        text=True,
-                    ).stdout.split()[-1]
-                )
-                for kind in ("dense", "gated")
-            )
+            pairs = [
+                [megabytes(name, size, kind) for kind in ("dense", "gated")]
+                for _ in range(PROCESSES)
+            ]
+            dense, skipping = (statistics.median(values) for values in zip(*pairs, strict=True))
+            ratios = sorted(gated / dense for dense, gated in pairs)
             yield [
                 name,
                 f"{size}",
                 f"{dense:.0f}",
                 f"{skipping:.0f}",
                 f"**{skipping / dense:.3f}**",
+                f"{ratios[0]:.2f} to {ratios[-1]:.2f}",
             ]
 
-    return table(["network", "batch", "dense MB", "gated MB", "gated / dense"], cells())
+    header = ["network", "batch", "dense MB", "gated MB", "gated / dense", "of single pairs"]
+    return table(header, cells())
 
 
-def grown(options: argparse.Namespace) -> Lines:
-    """Print by how many MB this process grew at most, from before its network to after it ran."""
-    name, size, kind = options.grown.split(",")
+def grown(name: str, size: str, kind: str) -> float:
+    """Return by how many MB this process grows at most, from before its network to after it ran."""
     torch.set_num_threads(THREADS)
     before = _memory("VmRSS")
     model = gated(name)
@@ -263,8 +266,7 @@ def grown(options: argparse.Namespace) -> Lines:
             for gate, told in zip(gates, torch.from_numpy(pattern).T, strict=True):
                 gate.threshold = torch.where(told, -torch.inf, torch.inf)
             served(pixels)
-    print(_memory("VmHWM") - before)
-    yield from ()
+    return _memory("VmHWM") - before
 
 
 def _memory(kind: str) -> float:
@@ -279,7 +281,6 @@ SECTIONS = {
     "exports": (exports, "Exports that pass their check"),
     "own": (own, "A fine-tuned network by its own decisions"),
     "memory": (memory, "Memory"),
-    "grown": (grown, ""),
 }
 MADE = "Python"
 """What the measured part of a section begins with."""
@@ -298,13 +299,16 @@ def written(page: str, title: str, body: str) -> str:
 def main() -> None:
     """Measure the sections named and write them."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("sections", nargs="*", choices=SECTIONS, default=[])
+    parser.add_argument("--only", action="append", choices=[*SECTIONS], help="a section; repeats")
     parser.add_argument("--model", type=Path, help="for own: a fine-tuned model file")
     parser.add_argument("--data", type=Path, help="for own: its images")
     parser.add_argument("--split", default="test")
     parser.add_argument("--grown", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    chosen = options.sections or [name for name in SECTIONS if name != "grown"]
+    if options.grown:
+        print(grown(*options.grown.split(",")))
+        return
+    chosen = options.only or [*SECTIONS]
     if "own" in chosen and (options.model is None or options.data is None):
         parser.error("own: expected --model and --data")
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "timm")]
@@ -316,8 +320,7 @@ def main() -> None:
     for name in chosen:
         measure, title = SECTIONS[name]
         body = "\n".join(measure(options))
-        if title:
-            PAGE.write_text(written(PAGE.read_text(), title, f"{made}\n\n{body}"))
+        PAGE.write_text(written(PAGE.read_text(), title, f"{made}\n\n{body}"))
 
 
 if __name__ == "__main__":

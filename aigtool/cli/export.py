@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -165,12 +164,8 @@ def _onnx(model: "Model", flops: "NetworkFlops") -> tuple[bytes, "Callable[[], A
 
 def _program(model: "Model", flops: "NetworkFlops") -> tuple[bytes, "Callable[[], Answering]"]:
     """Return a program's file, and what runs it."""
-    import torch
-
-    from aigtool.inference.exporting import facts
-    from aigtool.inference.programs import ProgramNetwork, export_program
+    from aigtool.inference.programs import ProgramNetwork, export_program, saved
 
     program = export_program(model, flops)
-    buffer = BytesIO()
-    torch.export.save(program, buffer, extra_files=facts(model.description, flops))
-    return buffer.getvalue(), lambda: ProgramNetwork(program, model.description, flops)
+    data = saved(program, model.description, flops)
+    return data, lambda: ProgramNetwork(program, model.description, flops)

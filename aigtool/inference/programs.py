@@ -1,13 +1,17 @@
 """A gated network as a program of torch.export that skips without us."""
 
+import warnings
+from io import BytesIO
+
 import torch
 from torch import Tensor
+from torch._dynamo import config as dynamo
 from torch.export import ExportedProgram
 
 from aigtool.flops import NetworkFlops
 from aigtool.inference.answers import Answers, check_size, together
 from aigtool.inference.branches import BranchingBlock, BranchingNetwork
-from aigtool.inference.exporting import check_policy
+from aigtool.inference.exporting import check_policy, facts
 from aigtool.models.description import Description
 from aigtool.models.files import Model
 
@@ -23,7 +27,7 @@ def export_program(model: Model, flops: NetworkFlops) -> ExportedProgram:
         flops: What ``count_flops`` counted for it.
 
     Returns:
-        The program; ``torch.export.save`` writes it, and ``torch.export.load(...).module()`` runs
+        The program; ``saved`` makes a file of it, and ``torch.export.load(...).module()`` runs
         it where aigtool is not installed.
 
     Raises:
@@ -43,8 +47,19 @@ def export_program(model: Model, flops: NetworkFlops) -> ExportedProgram:
     check_policy(model)
     network = _Answering(model, [block.name for block in flops.gated_blocks], _Conditional)
     pixels = next(network.parameters()).new_zeros(1, *model.description.input.size)
-    with torch.no_grad():
+    # A number that differs between blocks is a constant of each, and no input of their branches.
+    with torch.no_grad(), dynamo.patch(automatic_dynamic_shapes=False):
         return torch.export.export(network, (pixels,), strict=False)
+
+
+def saved(program: ExportedProgram, description: Description, flops: NetworkFlops) -> bytes:
+    """Return the file of a program, with what ``facts`` says of the network as extra files."""
+    buffer = BytesIO()
+    with warnings.catch_warnings():
+        # Some versions warn of weights that are laid out channels-last.
+        warnings.filterwarnings("ignore", "No complete tensor found")
+        torch.export.save(program, buffer, extra_files=facts(description, flops))
+    return buffer.getvalue()
 
 
 class _Conditional(BranchingBlock):

@@ -19,6 +19,7 @@ from aigtool.models.files import load_model, save_model
 from aigtool.models.zoo import create_network
 from aigtool.trace import load_trace
 from tests.cli.conftest import Command
+from tests.training.small import FILES
 
 
 def finetuned(aigtool: Command, model: Path, images: Path, out: Path) -> dict[str, Any]:
@@ -63,14 +64,7 @@ def test_the_way_from_a_folder_to_figures(
     result = finetuned(aigtool, model, image_folder, tmp_path / "run")
     best = tmp_path / "run" / "best.safetensors"
     assert result["out"] == str(tmp_path / "run")
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "best.safetensors",
-        "config.yaml",
-        "dense.safetensors",
-        "last.ckpt",
-        "metrics.csv",
-        "training.png",
-    }
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
 
     data = ["--data", image_folder, "--workers", "0"]
     trace = tmp_path / "trace.parquet"

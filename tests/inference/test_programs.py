@@ -17,7 +17,7 @@ from aigtool.conversion import convert, named_gates
 from aigtool.errors import UserError
 from aigtool.flops import count_flops
 from aigtool.inference.answers import ServedNetwork
-from aigtool.inference.programs import ProgramNetwork, export_program
+from aigtool.inference.programs import ProgramNetwork, export_program, saved
 from aigtool.models.files import Model
 from tests.conftest import close
 from tests.inference.test_exporting import SIZE, differing, model_of, various
@@ -69,7 +69,8 @@ def test_the_file_runs_without_aigtool(
 ) -> None:
     model = differing(convert(lively("cifar_resnet20", 32), input_size=SIZE))
     path, pixels = tmp_path / "network.pt2", various(1)
-    torch.export.save(export_program(model, count_flops(model.network, SIZE)), path)
+    flops = count_flops(model.network, SIZE)
+    path.write_bytes(saved(export_program(model, flops), model.description, flops))
     torch.save(pixels, tmp_path / "pixels.pt")
     code = (
         "import json, sys, torch\n"

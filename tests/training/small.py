@@ -17,3 +17,12 @@ FAST = FinetuneConfig(
     clip_grad=0.0,
     norm_statistics="batch",
 )
+FILES = {
+    "best.safetensors",
+    "config.yaml",
+    "dense.safetensors",
+    "last.ckpt",
+    "metrics.csv",
+    "training.png",
+}
+"""What a finished run of a gated network leaves."""

@@ -22,16 +22,7 @@ from aigtool.training.config import FinetuneConfig
 from aigtool.training.loop import finetune, measure_expected_rates
 from aigtool.training.objective import MOST_EXCESS
 from aigtool.training.trainer import StepReport, batch_norms
-from tests.training.small import FAST, SPEC
-
-FILES = {
-    "best.safetensors",
-    "config.yaml",
-    "dense.safetensors",
-    "last.ckpt",
-    "metrics.csv",
-    "training.png",
-}
+from tests.training.small import FAST, FILES, SPEC
 
 
 @pytest.mark.parametrize("norms", [None, "kept", "batch"])
