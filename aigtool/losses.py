@@ -141,6 +141,58 @@ def _entropy(probability: Tensor) -> Tensor:
     return -(on * on.log() + (1 - on) * (1 - on).log())
 
 
+class ClassProbabilities(nn.Module):
+    """Each class's mean probability of executing a block, over its latest images.
+
+    It takes the place of an image's own probability where decisions are asked what they tell of
+    the class: H(mean p) less the mean entropy of these is their mutual information with it. A
+    mean over few images tells as much of these images as of their class; so where classes are
+    many, it goes back further than other running means do.
+
+    Args:
+        gates: Number of gates.
+        classes: Number of classes.
+        window: Images of all classes after which one counts 1/e of what it did; at least
+            ``LEAST_IMAGES`` of each class.
+
+    Example:
+        >>> known = ClassProbabilities(gates=1, classes=2, window=128)
+        >>> probabilities = torch.tensor([[1.0, 0.0, 0.3, 0.3]])
+        >>> known(probabilities, torch.tensor([0, 0, 1, 1]))
+        tensor([[0.5000, 0.5000, 0.3000, 0.3000]])
+    """
+
+    LEAST_IMAGES = 32
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self, gates: int, classes: int, window: float = 1024) -> None:
+        super().__init__()
+        self.window = max(window / classes, self.LEAST_IMAGES)
+        self.register_buffer("total", torch.zeros(classes, gates))
+        self.register_buffer("weight", torch.zeros(classes))
+
+    def forward(self, probabilities: Tensor, labels: Tensor) -> Tensor:
+        """Take in a minibatch and return, in each image's place, the mean of its class.
+
+        Args:
+            probabilities: ``(gates, N)``, of executing; their gradient is handed on as if the
+                means were theirs.
+            labels: ``(N,)``.
+
+        Returns:
+            ``(gates, N)``.
+        """
+        images = labels.bincount(minlength=len(self.weight)).to(self.total)
+        sums = torch.zeros_like(self.total).index_add_(0, labels, probabilities.detach().T)
+        kept = torch.exp(-images / self.window)
+        entering = (1 - kept) / images.clamp(min=1)
+        self.total = kept[:, None] * self.total + entering[:, None] * sums
+        self.weight = kept * self.weight + (1 - kept)
+        means = (self.total[labels] / self.weight[labels, None]).T
+        return means.clamp(0, 1) + (probabilities - probabilities.detach())
+
+
 class RunningRates(nn.Module):
     """Execution rates, or other means, over the latest images, however small the minibatches.
 

@@ -28,6 +28,8 @@ from aigtool.training.trainer import batch_norms
 CASES = (("resnet50", (3, 224, 224), 16), ("cifar_resnet56", (3, 32, 32), 128))
 IMAGES = 50_000
 """Of the data set, as far as the loss asks."""
+CLASSES = 10
+"""That its labels name."""
 REPEATS = 25
 
 
@@ -47,6 +49,7 @@ def stepper(
         aigtool.count_flops(network, tuple(images.shape[1:])),
         None,
         IMAGES,
+        classes=CLASSES,
     ).to(images.device)
 
     def loss() -> Tensor:
@@ -91,7 +94,7 @@ def main() -> None:
                 norm.eval()
         images = torch.randn(batch, *size, device=options.device)
         images = images.contiguous(memory_format=torch.channels_last)
-        labels = torch.randint(10, (batch,), device=options.device)
+        labels = torch.randint(CLASSES, (batch,), device=options.device)
         times: tuple[list[float], list[float]] = ([], [])
         with aigtool.recorded_decisions(gated) as decisions:
             steps = [

@@ -10,6 +10,7 @@ from torch.distributions import Bernoulli, kl_divergence
 from aigtool.errors import UserError
 from aigtool.gates import Decision, straight_through
 from aigtool.losses import (
+    ClassProbabilities,
     RunningRates,
     decision_entropy,
     execution_rates,
@@ -142,6 +143,30 @@ def test_uncertainty_is_the_entropy_of_decisions(row: list[float]) -> None:
     probabilities = torch.tensor([row], dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
     expected = Bernoulli(probabilities).entropy().mean(1)
     torch.testing.assert_close(decision_entropy(probabilities), expected)
+
+
+def test_class_probabilities_are_means_over_the_latest_images_of_each_class() -> None:
+    known = ClassProbabilities(gates=2, classes=3, window=300)
+    assert known.window == 100
+    labels = torch.tensor([0, 0, 2])
+    first = torch.tensor([[0.2, 0.4, 0.9], [1.0, 0.0, 0.5]], requires_grad=True)
+    means = known(first, labels)
+    torch.testing.assert_close(means, torch.tensor([[0.3, 0.3, 0.9], [0.5, 0.5, 0.5]]))
+    means.sum().backward()
+    assert torch.equal(first.grad, torch.ones(2, 3))
+
+    # Of class 0 two images fade to e^-0.01 beside one more, of class 2 none does.
+    means = known(torch.tensor([[0.0], [1.0]]), torch.tensor([0]))
+    old, new = math.exp(-0.01) * (1 - math.exp(-0.02)), 1 - math.exp(-0.01)
+    expected = torch.tensor([[0.3 * old], [0.5 * old + new]]) / (old + new)
+    torch.testing.assert_close(means, expected)
+    last = known(torch.tensor([[0.9], [0.5]]), torch.tensor([2]))
+    torch.testing.assert_close(last, torch.tensor([[0.9], [0.5]]))
+
+
+def test_with_many_classes_their_means_go_further_back() -> None:
+    """Lest a class's mean be that of its last image, which tells all of the image."""
+    assert ClassProbabilities(gates=1, classes=1000, window=1024).window == 32
 
 
 def information_of(probabilities: torch.Tensor) -> torch.Tensor:

@@ -208,7 +208,7 @@ class _ShuffledBatches(Sampler[list[int]]):
         count = count_batches(self.images, self.batch_size, self.repeats)
         starts = [n * _images_a_batch(self.batch_size, self.repeats) for n in range(count)]
         for start, end in list(pairwise([*starts, self.images]))[self.start :]:
-            yield [i + t * self.images for i in order[start:end] for t in range(self.repeats)]
+            yield [i + t * self.images for t in range(self.repeats) for i in order[start:end]]
 
 
 def count_batches(images: int, batch_size: int, repeats: int = 1) -> int:

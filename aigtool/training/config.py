@@ -15,6 +15,7 @@ Target = Literal["network", "per-layer"]
 Baseline = Literal["none", "stochastic-depth"]
 Trained = Literal["all", "gates"]
 NormStatistics = Literal["kept", "batch"]
+Informed = Literal["image", "class"]
 AmpDtype = Literal["float32", "bfloat16", "float16"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -22,6 +23,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "baseline": get_args(Baseline),
     "train": get_args(Trained),
     "norm_statistics": get_args(NormStatistics),
+    "information_about": get_args(Informed),
     "amp_dtype": get_args(AmpDtype),
 }
 
@@ -58,7 +60,9 @@ class FinetuneConfig:
         target_ramp: Share of the run over which the target falls to this from 1.
         rate_weight: Weight of the target-rate loss beside cross entropy.
         information: Weight of the loss that keeps decisions telling images apart.
-        least_information: In nats, what each gate's decisions should tell of the image; the loss
+        information_about: What decisions should tell apart: each image from all others, or the
+            images of each class, labelled as they are in training, from those of other classes.
+        least_information: In nats, what each gate's decisions should tell of that; the loss
             asks for no more. A gate that is certain tells 0.33 when it is open for a tenth of the
             images or for nine tenths, and ln 2, the most, when it is open for half of them.
         informed_share: Share of the gates whose decisions should tell as much; the network chooses
@@ -131,6 +135,7 @@ such as 0.6
     target_ramp: float = 0.3
     rate_weight: float = 100.0
     information: float = 10.0
+    information_about: Informed = "image"
     least_information: float = 0.25
     informed_share: float = 0.7
     certainty: float = 2.0

@@ -142,9 +142,15 @@ def finetune(
     networks, flops = _networks(model, teacher, config)
     network = networks.kept
     gates, seen = dict(named_gates(network)), config.looks * len(train)
-    objective = Objective(config, gates, flops, networks.teacher, seen, places=networks.places).to(
-        device
-    )
+    objective = Objective(
+        config,
+        gates,
+        flops,
+        networks.teacher,
+        seen,
+        classes=networks.classes,
+        places=networks.places,
+    ).to(device)
     budget = objective.budget
     trainer = Trainer(networks, objective, config, len(train))
     counts = {"train": len(train), "val": len(val)}

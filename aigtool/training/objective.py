@@ -12,6 +12,7 @@ from aigtool.budget import Budget
 from aigtool.flops import NetworkFlops
 from aigtool.gates import Decision, Gate
 from aigtool.losses import (
+    ClassProbabilities,
     RunningRates,
     decision_entropy,
     execution_rates,
@@ -53,6 +54,7 @@ class Objective(nn.Module):
         teacher: Takes pixels; frozen. None where nothing is learnt from one.
         images: What the run will see in all, each as often as it is seen: rates are averaged over
             a 50th of that at most, lest they lag behind the gates in a short run.
+        classes: Outputs of the network.
         places: Names of modules, of the teacher and of what is trained, for hints.
     """
 
@@ -69,6 +71,7 @@ class Objective(nn.Module):
         teacher: nn.Module | None,
         images: int,
         *,
+        classes: int,
         places: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -85,6 +88,8 @@ class Objective(nn.Module):
         self.running_argmax = RunningRates(len(gates), window)
         self.running_probabilities = RunningRates(len(gates), window)
         self.running_uncertainty = RunningRates(len(gates), window)
+        about_class = config.information_about == "class"
+        self.known = ClassProbabilities(len(gates), classes, window) if about_class else None
         if gates:
             weights = torch.tensor(config.budget.weights(flops), dtype=torch.float32)
             wanted = self.layer_targets if config.is_per_layer else config.budget.mean_rate(flops)
@@ -165,9 +170,12 @@ class Objective(nn.Module):
             probabilities = gate_logits.sigmoid()
             uncertainty = decision_entropy(probabilities)
             if self.config.information:
+                untold = uncertainty
+                if self.known is not None:
+                    untold = decision_entropy(self.known(probabilities, hard))
                 information = information_loss(
                     self.running_probabilities(probabilities.mean(1), len(labels)).clamp(0, 1),
-                    self.running_uncertainty(uncertainty, len(labels)),
+                    self.running_uncertainty(untold, len(labels)),
                     self.config.least_information,
                     self.config.informed_share,
                 )

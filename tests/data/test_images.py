@@ -226,12 +226,12 @@ def test_a_batch_holds_each_image_several_times_each_augmented_anew(
     thrice = load_batches(images, batch_size=12, shuffle_seed=3, workers=workers, repeats=3)
     assert len(thrice) == len(once) == 6
     for (pixels, labels), (repeated, again) in zip(once, thrice, strict=True):
-        views = repeated.unflatten(0, (4, 3))
+        views = repeated.unflatten(0, (3, 4)).transpose(0, 1)
         assert torch.equal(views[:, 0], pixels)
         brighter = (views - views[:, :1]).flatten(2)
         torch.testing.assert_close(brighter, brighter[..., :1].expand_as(brighter))
         assert len(brighter[..., 0].unique()) == 4 * 2 + 1
-        assert torch.equal(again, labels.repeat_interleave(3))
+        assert torch.equal(again, labels.repeat(3)), "mixup mixes neighbours: not one image's views"
 
 
 def test_class_maps_that_cannot_be_used_are_told(image_folder: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_the_loss_adds_the_share_of_variance_that_is_missed() -> None:
     losses = []
     for weight in (0.0, 3.0):
         config = FinetuneConfig(distill=0.5, hints=weight)
-        objective = Objective(config, {}, flops, teacher, images=5, places=["1", "2"])
+        objective = Objective(config, {}, flops, teacher, images=5, classes=3, places=["1", "2"])
         with objective.watching(network):
             losses.append(objective.task_loss(pixels, labels, network(pixels)))
     missed = []

@@ -35,7 +35,7 @@ def decisions() -> dict[str, Decision]:
 
 
 def terms(config: FinetuneConfig, gates: dict[str, Gate]) -> dict[str, float]:
-    objective = Objective(config, gates, FLOPS, None, images=1000)
+    objective = Objective(config, gates, FLOPS, None, images=1000, classes=3)
     logits = torch.zeros(5, 3)
     values = objective(torch.zeros(5, 1, 1, 1), LABELS, logits, decisions(), 1.0)
     return {name: value.item() for name, value in values.items()}
@@ -55,7 +55,7 @@ def test_the_task_loss_is_cross_entropy_and_divergence_from_the_teacher(
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     config = FinetuneConfig(distill=weight, distill_temperature=temperature)
-    objective = Objective(config, {}, FLOPS, teacher, images=5)
+    objective = Objective(config, {}, FLOPS, teacher, images=5, classes=3)
     pixels = torch.rand(5, 3, 2, 2)
     logits = network(pixels)
     expected = (1 - weight) * nn.functional.cross_entropy(logits, LABELS)
@@ -91,8 +91,11 @@ def test_rates_and_losses_by_hand(gates: dict[str, Gate]) -> None:
         plain, rate_weight=0.0, information=3.0, least_information=0.6, informed_share=0.9
     )
     made = torch.stack([decision.logit.sigmoid() for decision in decisions().values()])
-    expected = task + 3 * information_loss(made.mean(1), decision_entropy(made), 0.6, 0.9).item()
-    assert terms(told, gates)["loss"] == pytest.approx(expected, abs=1e-6)
+    of_classes = torch.stack([made[:, label == LABELS].mean(1) for label in LABELS], 1)
+    for about, known in {"image": made, "class": of_classes}.items():
+        loss = information_loss(made.mean(1), decision_entropy(known), 0.6, 0.9).item()
+        asked = replace(told, information_about=about)
+        assert terms(asked, gates)["loss"] == pytest.approx(task + 3 * loss, abs=1e-6)
 
 
 @pytest.mark.parametrize(("progress", "weight"), [(0.0, 0.0), (0.3, 0.0), (0.5, 1.0), (0.9, 2.0)])
@@ -102,7 +105,7 @@ def test_certainty_is_asked_for_as_the_noise_falls(
     config = FinetuneConfig(
         rate_weight=0.0, information=0.0, certainty=2.0, noise_hold=0.3, noise_end=0.7
     )
-    objective = Objective(config, gates, FLOPS, None, images=1000)
+    objective = Objective(config, gates, FLOPS, None, images=1000, classes=3)
     values = objective(torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3), decisions(), progress)
     made = torch.stack([decision.logit.sigmoid() for decision in decisions().values()])
     expected = torch.tensor(3.0).log() + weight * Bernoulli(made).entropy().mean()
@@ -111,7 +114,7 @@ def test_certainty_is_asked_for_as_the_noise_falls(
 
 def test_rates_are_those_of_the_latest_images(gates: dict[str, Gate]) -> None:
     config = FinetuneConfig(target_rate=0.5)
-    objective = Objective(config, gates, FLOPS, None, images=10**6)
+    objective = Objective(config, gates, FLOPS, None, images=10**6, classes=3)
     assert objective.running.window == 1024
     closed = {name: d._replace(scale=torch.zeros(5)) for name, d in decisions().items()}
     shape = (torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3))
@@ -119,7 +122,7 @@ def test_rates_are_those_of_the_latest_images(gates: dict[str, Gate]) -> None:
     value = objective(*shape, decisions(), 1.0)["rate_loss"].item()
     # Two minibatches of nearly the same weight: half of 0.6.
     assert value == pytest.approx((0.3 - 0.5) ** 2, abs=1e-3)
-    again = Objective(config, gates, FLOPS, None, images=10**6)
+    again = Objective(config, gates, FLOPS, None, images=10**6, classes=3)
     again.load_state_dict(objective.state_dict())
     for name in ("rate_loss", "loss"):
         assert objective(*shape, closed, 1.0)[name] == again(*shape, closed, 1.0)[name] != 0
@@ -133,7 +136,7 @@ def test_what_rates_missed_is_asked_for_until_they_land(
     config = FinetuneConfig(
         target_rate=0.5, target=target, rate_window=1, information=0, target_ramp=0.1
     )
-    objective = Objective(config, gates, FLOPS, None, images=10**6)
+    objective = Objective(config, gates, FLOPS, None, images=10**6, classes=3)
     rates = torch.tensor([0.9, 0.7], requires_grad=True)
     for step in range(300):
         scale = {name: rate.expand(5) for name, rate in zip(gates, rates, strict=True)}
@@ -152,14 +155,16 @@ def test_the_target_falls_to_what_is_asked(
     gates: dict[str, Gate], progress: float, target: float
 ) -> None:
     config = FinetuneConfig(target_rate=0.6, target_ramp=0.2)
-    objective = Objective(config, gates, FLOPS, None, images=1000)
+    objective = Objective(config, gates, FLOPS, None, images=1000, classes=3)
     made = {name: Decision(torch.full((5,), 0.5), torch.zeros(5), "scaled") for name in gates}
     terms = objective(torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3), made, progress)
     assert terms["rate_loss"].item() == pytest.approx((0.5 - target) ** 2, abs=1e-6)
 
 
 def test_gates_that_cannot_move_are_not_pushed_ever_harder(gates: dict[str, Gate]) -> None:
-    objective = Objective(FinetuneConfig(rate_window=1), gates, FLOPS, None, images=10**6)
+    objective = Objective(
+        FinetuneConfig(rate_window=1), gates, FLOPS, None, images=10**6, classes=3
+    )
     made = {name: Decision(torch.ones(5), torch.zeros(5), "scaled") for name in gates}
     for _ in range(1000):
         objective(torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3), made, 1.0)
@@ -182,13 +187,13 @@ def test_the_target_is_less_by_what_new_images_execute_more(
     gates: dict[str, Gate], options: dict[str, Any], rates: list[float], excess: list[float]
 ) -> None:
     config = FinetuneConfig(**options, target_ramp=0.0, information=0.0)
-    objective = Objective(config, gates, FLOPS, None, images=1000)
+    objective = Objective(config, gates, FLOPS, None, images=1000, classes=3)
     given = (torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3), decisions(), 1.0)
     wanted = objective.targets.clone()
     objective(*given)
     objective.land(rates)
     torch.testing.assert_close(objective.excess.reshape(-1), torch.tensor(excess))
-    again = Objective(config, gates, FLOPS, None, images=1000)
+    again = Objective(config, gates, FLOPS, None, images=1000, classes=3)
     again.load_state_dict(objective.state_dict())
     moved = again(*given)["rate_loss"]
     made = torch.tensor([0.4, 0.8])
