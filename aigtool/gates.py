@@ -89,7 +89,7 @@ class Gate(nn.Module):
 
     def logit(self, x: Tensor) -> Tensor:
         """Return the logit difference "execute" minus "skip", ``(N,)`` in float32."""
-        hidden = self.fc1(_pooled(x))
+        hidden = self.fc1(pooled(x))
         skip, execute = self.fc2(F.relu(self._normalized(hidden))).float().unbind(1)
         return cast(Tensor, execute - skip)
 
@@ -146,7 +146,13 @@ class Gate(nn.Module):
         return f"channels={self.channels}, width={self.width}, policy={self.policy!r}"
 
 
-def _pooled(x: Tensor) -> Tensor:
+def pooled(x: Tensor) -> Tensor:
+    """Return the mean over positions of features ``(N, C, H, W)``, ``(N, C)``.
+
+    Example:
+        >>> pooled(torch.full((1, 2, 300, 300), 3.0, dtype=torch.float16)).tolist()
+        [[3.0, 3.0]]
+    """
     # The gradient of a sum, unlike that of a mean, is not written out as large as x.
     total = x.sum(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
     return (total / (x.shape[2] * x.shape[3])).to(x.dtype)

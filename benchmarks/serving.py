@@ -28,7 +28,7 @@ from aigtool.data.loading import eval_transform, load_batches
 from aigtool.device import to_channels_last
 from aigtool.flops import count_flops
 from aigtool.inference.answers import Answering, ServedNetwork
-from aigtool.inference.benchmark import MANY, Row, Setting, draw_patterns, measure_all
+from aigtool.inference.benchmark import ALONE, Row, Setting, draw_patterns, measure_all
 from aigtool.inference.checking import compare
 from aigtool.inference.engines import EngineName, OnnxEngine
 from aigtool.inference.exported import ExportedNetwork
@@ -38,6 +38,7 @@ from aigtool.inference.timing import take_turns
 from aigtool.models.description import PixelNetwork
 from aigtool.models.files import Model, load_model
 from aigtool.models.origin import create_model
+from aigtool.output import replacing
 from aigtool.trace import collect_trace
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -122,7 +123,7 @@ def onnx(_: argparse.Namespace) -> Lines:
     eager = to_channels_last(create_model("resnet50")[0].network.eval())
     last = pixels.contiguous(memory_format=torch.channels_last)
     engine = OnnxEngine(model, THREADS)
-    patterns = draw_patterns(0.6, len(engine.names), batch_size=1, count=MANY, seed=0)
+    patterns = draw_patterns(0.6, len(engine.names), batch_size=1, count=ALONE, seed=0)
     torch.set_num_threads(THREADS)
 
     def run_eager() -> object:
@@ -142,7 +143,7 @@ def onnx(_: argparse.Namespace) -> Lines:
     yield ""
     yield (
         "timm's `resnet50` as it is, channels-last, over the exported gated one at rate 0.6, batch "
-        f"1: **{middle:.2f}** (quartiles {low:.2f} and {high:.2f} over {MANY} patterns)."
+        f"1: **{middle:.2f}** (quartiles {low:.2f} and {high:.2f} over {ALONE} patterns)."
     )
 
 
@@ -223,7 +224,9 @@ def memory(_: argparse.Namespace) -> Lines:
 
     def megabytes(*of: object) -> float:
         command = [sys.executable, __file__, "--grown", ",".join(map(str, of))]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+        done = subprocess.run(  # noqa: S603
+            command, check=True, stdout=subprocess.PIPE, text=True
+        )
         return float(done.stdout.split()[-1])
 
     def cells() -> Iterator[list[str]]:
@@ -320,7 +323,9 @@ def main() -> None:
     for name in chosen:
         measure, title = SECTIONS[name]
         body = "\n".join(measure(options))
-        PAGE.write_text(written(PAGE.read_text(), title, f"{made}\n\n{body}"))
+        page = written(PAGE.read_text(), title, f"{made}\n\n{body}")
+        with replacing(PAGE) as temporary:
+            temporary.write_text(page)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from aigtool.conversion import convert, forced_decisions, gate_policy, named_gates
 from aigtool.discovery import find_blocks
 from aigtool.inference.serving import serve
+from aigtool.inference.skipping import NEIGHBOURS
 from aigtool.models.zoo import TORCHVISION, create_network
 
 BOUND = 1e-5
@@ -122,15 +123,23 @@ def _served(network: nn.Module, x: Tensor, pattern: dict[str, Tensor]) -> Iterat
     """In double precision: folded norms round otherwise, and some networks magnify that."""
     network, x = copy.deepcopy(network).double(), x.double()
     served = serve(network, tuple(x.shape[1:]))
-    with torch.no_grad(), forced_decisions(network, pattern):
-        expected = network(x)
-    for way in WAYS:
+
+    limits = {"NEIGHBOURS": NEIGHBOURS}  # an empty list of changes is refused
+
+    def apart(x: Tensor, pattern: dict[str, Tensor], **way: int) -> float:
         with (
-            mock.patch.multiple("aigtool.inference.skipping", **way),
+            mock.patch.multiple("aigtool.inference.skipping", **limits | way),
             torch.no_grad(),
+            forced_decisions(network, pattern),
             forced_decisions(served, pattern),
         ):
-            yield difference(served(x.clone()), expected)
+            return difference(served(x.clone()), network(x))
+
+    for way in WAYS:
+        yield apart(x, pattern, **way)
+    for told in (torch.zeros(3), torch.ones(3)):
+        yield apart(x, dict.fromkeys(pattern, told.bool()))
+    yield apart(x[:1], {name: executed[:1] for name, executed in pattern.items()})
 
 
 def difference(actual: Tensor, expected: Tensor) -> float:

@@ -1,5 +1,6 @@
 """``aigtool bench``: seconds of a gated network beside those of the network before gating."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aigtool.cli.console import print_json, print_table, progress, share, status, wrote
+from aigtool.cli.console import print_json, print_table, progress, share, status, warn, wrote
 from aigtool.cli.options import (
     ClassMap,
     DataDir,
@@ -154,7 +155,7 @@ def bench(
         engines = parse_names("engine", engine, ENGINES)
         counts = parse_counts("threads", threads or str(torch.get_num_threads()))
         where = find_device(device)
-        loaded = _open(model, has_data=data is not None)
+        loaded = _open(model, has_data=data is not None, seed=seed)
         images = None
         if data is not None:
             images = open_for(loaded, DataSource(data, data_dir, download, class_map), split)
@@ -185,20 +186,28 @@ def bench(
     wrote([] if out is None else [out / "bench.csv", out / "bench.png"])
 
 
-def _open(model: str, *, has_data: bool) -> "Model":
+def _open(model: str, *, has_data: bool, seed: int) -> "Model":
+    import torch
+
     from aigtool.conversion import convert
     from aigtool.models.files import load_model
     from aigtool.models.origin import create_model
 
-    if Path(model).is_file() or Path(model).suffix in (".safetensors", ".onnx"):
+    if Path(model).exists() or Path(model).suffix in (".safetensors", ".onnx", ".pt2"):
         return load_model(model)
     if has_data:
         raise UserError(
             f"network {model} by name has random weights, of which images say nothing: expected a "
             "model file with --data"
         )
-    made, _ = create_model(model)
-    convert(made.network, input_size=made.description.input.size)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", UserWarning)
+        torch.manual_seed(seed)
+        made, _ = create_model(model)
+        size = made.description.input.size
+        convert(made.network, input_size=size, skip_unsplittable=True)
+    for warning in warned:
+        warn(str(warning.message))
     return made
 
 

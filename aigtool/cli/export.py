@@ -20,6 +20,7 @@ from aigtool.cli.options import (
     Seed,
     Split,
 )
+from aigtool.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +47,7 @@ def export(
         typer.Option(
             "--check/--no-check",
             help="Compare it with the network before it is written: the same decisions, and logits "
-            "within 1e-4.",
+            "within 1e-4, or 1e-4 of the image's largest where that is above 1.",
         ),
     ] = True,
     data: Annotated[
@@ -88,11 +89,6 @@ def export(
 
     It takes one image at a time, pixels in 0..1, and gives logits and the gates' decisions.
     """
-    from aigtool.output import check_output
-
-    suffix = {"onnx": ".onnx", "torch": ".pt2"}[format_]
-    target = out or model.with_suffix(suffix)
-    check_output(target, force=force, suffix=suffix)
     with status("loading the network"):
         import torch
 
@@ -104,12 +100,17 @@ def export(
         from aigtool.inference.answers import ServedNetwork
         from aigtool.inference.checking import compare
         from aigtool.models.files import load_model
-        from aigtool.output import replacing
+        from aigtool.output import check_output, replacing
 
         loaded = load_model(model)
+        suffix = {"onnx": ".onnx", "torch": ".pt2"}[format_]
+        target = out or model.with_suffix(suffix)
+        check_output(target, force=force, suffix=suffix)
         size = loaded.description.input.size
         generator = torch.Generator().manual_seed(seed)
-        batches: Iterable[Tensor] = [torch.rand(limit, *size, generator=generator)]
+        batches: Iterable[Tensor] = (
+            torch.rand(1, *size, generator=generator) for _ in range(limit)
+        )
         checked_on = f"{limit} images of seeded noise"
         if data is not None:
             source = DataSource(data, data_dir, download, class_map)
@@ -140,6 +141,11 @@ def export(
             ("decisions", f"the same, {found.ties} ties" if found.ties else "the same"),
             ("logits", f"within {found.difference:.1e}"),
         ]
+        if found.ties == found.images:
+            raise UserError(
+                f"{checked_on}: of each, a gate's logit is within 1e-4 of its threshold, so there "
+                "is nothing to check by; give other images with --data, or --no-check"
+            )
         if not found.holds:
             raise RuntimeError(f"the exported network is not the same on {checked_on}: {found}")
     with replacing(target) as temporary:

@@ -71,6 +71,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 2 for what the user got wrong, told in one line; 3 for a loss that is not finite; 130
         after Ctrl-C; 1, with a traceback, for a defect.
+
+    Raises:
+        BrokenPipeError: Whoever reads the output has had enough of it.
     """
     warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
     warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
@@ -85,6 +88,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except NonFiniteLossError as error:
         return _fail(str(error), 3)
+    except SystemExit as stopped:
+        # Typer's, where whoever reads the output has had enough of it.
+        if isinstance(stopped.__context__, BrokenPipeError):
+            raise stopped.__context__ from None
+        raise
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; files that were written whole are kept", 130)
     if code == 130:

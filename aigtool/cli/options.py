@@ -131,7 +131,10 @@ Workers = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option("--seed", help="Of everything random.", rich_help_panel="Running")
+    int,
+    typer.Option(
+        "--seed", min=0, max=2**32 - 1, help="Of everything random.", rich_help_panel="Running"
+    ),
 ]
 Force = Annotated[
     bool,

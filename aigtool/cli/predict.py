@@ -5,14 +5,15 @@ import json as json_format
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
-from itertools import chain
+from io import TextIOWrapper
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from aigtool.cli.console import print_rows, status, warn
-from aigtool.cli.options import Debug, Device, Quiet, Workers
+from aigtool.cli.options import Debug, Device, Quiet
 from aigtool.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +61,12 @@ def predict(
             rich_help_panel="Running",
         ),
     ] = 32,
-    workers: Workers = 2,
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers", "-j", min=1, help="Threads that read images.", rich_help_panel="Running"
+        ),
+    ] = 2,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -74,12 +80,16 @@ def predict(
         from aigtool.inference.prediction import predict as predict_files
 
         network = _open(model, engine, device)
-    failed: list[str] = []
+    failed = 0
 
     def unreadable(problem: str) -> None:
+        nonlocal failed
         warn(problem)
-        failed.append(problem)
+        failed += 1
 
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, TextIOWrapper):  # names of files are bytes, whatever they encode
+            stream.reconfigure(errors="surrogateescape")
     rows = predict_files(
         network,
         find_images(images, sys.stdin),
@@ -88,10 +98,11 @@ def predict(
         workers=workers,
         unreadable=unreadable,
     )
-    if (first := next(rows, None)) is not None:
-        _SHOW[format_](chain([first], rows), network)
+    first = list(islice(rows, 1))
+    if first or not failed:
+        _SHOW[format_](chain(first, rows), network)
     if failed:
-        raise UserError(f"images that could not be read: {len(failed)}; the others are above")
+        raise UserError(f"images that could not be read: {failed}; the others are above")
 
 
 def _open(model: Path, engine: str | None, device: str) -> "Answering":

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from aigtool.conversion import named_gates
+from aigtool.conversion import named_gates, set_policy
 from aigtool.errors import UserError
 from aigtool.flops import NetworkFlops, count_flops
 from aigtool.gates import Decision
@@ -70,6 +70,7 @@ class ServedNetwork:
         self.description = model.description
         self.flops = count_flops(model.network, model.description.input.size)
         served = serve(model.network, model.description.input.size)
+        set_policy(served, model.description.policy)
         self.network = PixelNetwork(served, model.description.input).to(device).eval()
         self._mine = threading.local()
         for name, gate in named_gates(served):

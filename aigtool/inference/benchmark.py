@@ -14,7 +14,7 @@ from aigtool.data.images import ImageSet
 from aigtool.data.loading import load_batches
 from aigtool.errors import UserError
 from aigtool.flops import NetworkFlops, count_flops
-from aigtool.inference.engines import Engine, EngineName, make_engines
+from aigtool.inference.engines import Engine, EngineName, check_engine, make_engines
 from aigtool.inference.timing import take_turns
 from aigtool.models.files import Model
 
@@ -22,7 +22,7 @@ Pattern = npt.NDArray[np.bool_]
 """``(N, gates)``, which image of a batch executes which block."""
 
 WARM_UP = 3
-MANY, FEW = 64, 8
+ALONE, TOGETHER = 64, 8
 """Patterns by default at batch 1, where one is luck, and on batches, whose images differ."""
 
 
@@ -266,10 +266,18 @@ def measure_all(
     flops = count_flops(model.network, size)
     if not flops.gated_blocks:
         raise UserError("the network has no gates: expected one that `aigtool convert` wrote")
+    settings = list(settings)
+    for setting in settings:
+        check_engine(model, setting.engine, setting.device, setting.dtype)
+        if images is not None and len(images) < setting.batch_size:
+            raise UserError(
+                f"data {images.name} has {len(images)} images: expected a batch of "
+                f"{setting.batch_size} at least; take a smaller --batch-size"
+            )
     for setting in settings:
         label = f"{setting.engine}, batch {setting.batch_size}"
         contest = Contest(model, flops, setting)
-        count = patterns or (FEW if setting.batch_size > 1 else MANY)
+        count = patterns or (TOGETHER if setting.batch_size > 1 else ALONE)
         if images is not None:
             batches = _batches(images, setting.batch_size, count)
             decided = [contest.decisions(pixels) for pixels in batches]
@@ -296,13 +304,7 @@ def measure_all(
 def _batches(images: ImageSet, batch_size: int, count: int) -> list[Tensor]:
     chosen = images.limited(batch_size * count)
     batches = (pixels for pixels, _ in load_batches(chosen, batch_size=batch_size))
-    whole = [pixels for pixels in batches if len(pixels) == batch_size]
-    if not whole:
-        raise UserError(
-            f"data {images.name} has {len(images)} images: expected a batch of {batch_size} at "
-            "least; take a smaller --batch-size"
-        )
-    return whole
+    return [pixels for pixels in batches if len(pixels) == batch_size]
 
 
 def _ready(

@@ -72,6 +72,7 @@ class _Branches:
 
     def of(self, where: int) -> list[set[int]]:
         """Return the nodes for each value of a selection that nothing else needs."""
+        assert self.nodes[where].op_type == "Where", self.nodes[where].op_type
         condition, *values = self.nodes[where].input
         apart: set[int] = set()
         for number in reversed(range(where)):

@@ -20,7 +20,7 @@ class Check:
         images: That both were asked about.
         ties: Images with a gate whose logit is so near its threshold that rounding decides.
         difference: The largest difference of a logit, of images that are no ties, as a share of
-            the largest logit where that is above 1.
+            the image's largest logit where that is above 1; infinite where one is not a number.
         flips: Images that are no ties of which a gate decided otherwise.
     """
 
@@ -31,8 +31,12 @@ class Check:
 
     @property
     def holds(self) -> bool:
-        """Whether all that is no tie is decided alike, with logits within the tolerance."""
-        return self.flips == 0 and self.difference <= TOLERANCE
+        """Whether all that is no tie is decided alike, with logits within the tolerance.
+
+        It does not where there is nothing but ties.
+        """
+        is_same = self.flips == 0 and self.difference <= TOLERANCE
+        return is_same and self.ties < self.images
 
 
 def compare(
@@ -53,14 +57,14 @@ def compare(
         What was found.
     """
     images = ties = flips = 0
-    largest = scale = 0.0
+    largest = 0.0
     for pixels in batches:
         ours, theirs = exported(pixels), original(pixels)
         near = ((theirs.gate_logits - torch.tensor(thresholds)).abs() < TOLERANCE).any(dim=1)
         images, ties = images + len(pixels), ties + int(near.sum())
         flips += int((ours.executed != theirs.executed).any(dim=1)[~near].sum())
         if not near.all():
-            difference = (ours.logits - theirs.logits)[~near].abs().max().item()
-            largest = max(largest, difference)
-            scale = max(scale, theirs.logits[~near].abs().max().item())
-    return Check(images, ties, largest / max(1.0, scale), flips)
+            scale = theirs.logits.abs().amax(1).clamp(min=1)
+            apart = (ours.logits - theirs.logits).abs().amax(1) / scale
+            largest = max(largest, apart[~near].nan_to_num(nan=torch.inf).max().item())
+    return Check(images, ties, largest, flips)

@@ -13,8 +13,8 @@ from aigtool.conversion import named_gates, recorded_decisions, set_policy
 from aigtool.device import synchronize
 from aigtool.errors import UserError
 from aigtool.flops import count_flops
-from aigtool.inference.exported import open_session
-from aigtool.inference.exporting import export_onnx
+from aigtool.inference.exported import import_onnxruntime, open_session
+from aigtool.inference.exporting import check_policy, export_onnx
 from aigtool.inference.serving import serve
 from aigtool.models.description import PixelNetwork
 from aigtool.models.files import Model
@@ -45,10 +45,11 @@ class TorchEngine:
     def __init__(
         self, model: Model, name: EngineName, device: torch.device, dtype: torch.dtype
     ) -> None:
-        network = copy.deepcopy(model.network).eval().requires_grad_(False)
+        if name == "eager":
+            network = copy.deepcopy(model.network).eval().requires_grad_(False)
+        else:
+            network = serve(model.network, model.description.input.size)
         set_policy(network, "argmax")
-        if name != "eager":
-            network = serve(network, model.description.input.size)
         self.network = network
         self.gates = [gate for _, gate in named_gates(network)]
         self.own = [gate.threshold.clone() for gate in self.gates]
@@ -57,6 +58,7 @@ class TorchEngine:
         self.run: Callable[[Tensor], Any] = self.pixelled
         if name == "compile":
             self.run = torch.compile(self.pixelled)
+        self.decide(None)  # with thresholds that the type did not round
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Any:
@@ -130,13 +132,26 @@ def make_engines(
     Raises:
         UserError: The engine cannot run on this device or with this type, or is not installed.
     """
+    check_engine(model, name, device, dtype)
     dense = copy.deepcopy(model).stripped()
+    if name == "onnx":
+        return OnnxEngine(model, threads), OnnxEngine(dense, threads)
+    gated, beside = (TorchEngine(one, name, device, dtype) for one in (model, dense))
+    return gated, beside
+
+
+def check_engine(model: Model, name: EngineName, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse what an engine cannot do, before any is prepared.
+
+    Raises:
+        UserError: The engine cannot run on this device or with this type, or is not installed.
+    """
     if name != "onnx":
-        gated, beside = (TorchEngine(one, name, device, dtype) for one in (model, dense))
-        return gated, beside
+        return
+    import_onnxruntime()
+    check_policy(model)
     if device.type != "cpu" or dtype != torch.float32:
         raise UserError(
             f"engine onnx on {device.type} with {str(dtype).removeprefix('torch.')}: expected cpu "
             "and float32; leave onnx out of --engine"
         )
-    return OnnxEngine(model, threads), OnnxEngine(dense, threads)

@@ -30,18 +30,25 @@ class ExportedNetwork:
     """
 
     def __init__(self, model: str | Path | bytes, threads: int | None = None) -> None:
+        name = "" if isinstance(model, bytes) else f" {model}"
         self.session = open_session(model, threads)
         about = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
         if about is None:
             raise UserError(
-                f"exported file {model!s} holds no description of a network; expected one that "
+                f"exported file{name} holds no description of a network; expected one that "
                 "`aigtool export` wrote"
             )
-        values = json.loads(about)
-        counts = values.pop("flops")
-        blocks = tuple(BlockFlops(**block) for block in counts.pop("blocks"))
-        self.flops = NetworkFlops(**counts, blocks=blocks)
-        self.description = Description.from_json(values)
+        try:
+            values = json.loads(about)
+            counts = values.pop("flops")
+            self.description = Description.from_json(values)
+            blocks = tuple(BlockFlops(**block) for block in counts.pop("blocks"))
+            self.flops = NetworkFlops(**counts, blocks=blocks)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"exported file{name}: its description cannot be read ({error!r}); expected one "
+                "that this version of `aigtool export` wrote"
+            ) from error
 
     def __call__(self, pixels: Tensor) -> Answers:
         """Ask for a batch of images, ``(N, C, H, W)``, pixels in 0..1; one after the other.
@@ -52,6 +59,22 @@ class ExportedNetwork:
         check_size(pixels, self.description)
         rows = (self.session.run(None, {"pixels": row[None]}) for row in pixels.float().numpy())
         return together([*map(torch.from_numpy, row)] for row in rows)
+
+
+def import_onnxruntime() -> Any:
+    """Return the package.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(
+            "an exported file is run by onnxruntime, which is not installed; "
+            "pip install 'aigtool[onnx]'"
+        ) from error
+    return onnxruntime
 
 
 def open_session(model: str | Path | bytes, threads: int | None = None) -> Any:
@@ -67,13 +90,7 @@ def open_session(model: str | Path | bytes, threads: int | None = None) -> Any:
     Raises:
         UserError: onnxruntime is not installed, or the file is missing or no ONNX model.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(
-            "an exported file is run by onnxruntime, which is not installed; "
-            "pip install 'aigtool[onnx]'"
-        ) from error
+    onnxruntime = import_onnxruntime()
     if not isinstance(model, bytes) and not Path(model).is_file():
         raise UserError(f"exported file {model}: no such file; `aigtool export` writes one")
     options = onnxruntime.SessionOptions()
@@ -90,6 +107,6 @@ def open_session(model: str | Path | bytes, threads: int | None = None) -> Any:
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"exported file {model if not isinstance(model, bytes) else ''} cannot be opened "
+            f"exported file{'' if isinstance(model, bytes) else f' {model}'} cannot be opened "
             f"({reason}); expected one that `aigtool export` wrote"
         ) from error

@@ -89,7 +89,10 @@ def check_policy(model: Model) -> None:
         UserError: The gates do not decide by argmax.
     """
     if (policy := model.description.policy) != "argmax":
-        raise UserError(f"gate policy {policy}: an exported network decides by argmax alone")
+        raise UserError(
+            f"gate policy {policy}: an exported network decides by argmax alone; set the policy of "
+            "its description to that, and save it anew"
+        )
 
 
 def facts(description: Description, flops: NetworkFlops) -> dict[str, str]:

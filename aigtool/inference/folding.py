@@ -1,7 +1,7 @@
 """Batch norms folded into the layers before them."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from aigtool.gates import Decision, Gate
+from aigtool.gates import Decision, Gate, pooled
 
 
 def fold_norms(network: nn.Module, norms: Mapping[str, str]) -> None:
@@ -59,12 +59,18 @@ class FoldedGate(Gate):
         vars(self).update(vars(copy.deepcopy(gate)))
         self.fc1 = fuse_linear_bn_eval(gate.fc1, gate.norm)
         self.norm = cast(nn.BatchNorm1d, nn.Identity())
-        self.fc2 = skip_init(nn.Linear, gate.width, 1)  # type: ignore[no-untyped-call]
+        weight = gate.fc2.weight
+        self.fc2 = skip_init(  # type: ignore[no-untyped-call]
+            nn.Linear, gate.width, 1, dtype=weight.dtype, device=weight.device
+        )
         with torch.no_grad():
             for ours, theirs in zip(self.fc2.parameters(), gate.fc2.parameters(), strict=True):
                 ours.copy_(theirs[1:] - theirs[:1])
-        self._last = [*self.fc2.weight[0].tolist(), *self.fc2.bias.tolist()]
-        self.to(gate.fc1.weight).requires_grad_(False)
+        self.requires_grad_(False)
+        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            lambda loaded, _: loaded._remember()
+        )
+        self._remember()
 
     def forward(self, x: Tensor) -> Decision:
         """Decide for a batch of block inputs, ``(N, C, H, W)``."""
@@ -73,12 +79,27 @@ class FoldedGate(Gate):
         executed, logits = self.few(x)
         return Decision(x.new_tensor(executed), torch.tensor(logits, device=x.device), "chosen")
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FoldedGate":
+        """Move or convert it, as ``nn.Module`` does."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._remember()
+        return self
+
+    def _remember(self) -> None:
+        """Keep the last layer as numbers, for few images."""
+        self._last = [*self.fc2.weight[0].tolist(), *self.fc2.bias.tolist()]
+
     def few(self, x: Tensor) -> tuple[list[bool], list[float]]:
         """Return which of a few images execute, and their logits, by the policy ``argmax``."""
         *weights, bias = self._last
         logits = [
             sum(
-                [unit * weight for unit, weight in zip(units, weights, strict=True) if unit > 0],
+                # What is not a number stays so.
+                [
+                    unit * weight
+                    for unit, weight in zip(units, weights, strict=True)
+                    if not unit <= 0
+                ],
                 bias,
             )
             for units in self._hidden(x).tolist()
@@ -94,6 +115,8 @@ class FoldedGate(Gate):
         return F.linear(hidden, self.fc2.weight, self.fc2.bias).squeeze(1).float()
 
     def _hidden(self, x: Tensor) -> Tensor:
+        if x.dtype in (torch.float16, torch.bfloat16):
+            return cast(Tensor, self.fc1(pooled(x)))  # a sum of half precision is soon too large
         total = x.sum(dim=(2, 3))
         share = 1 / (x.shape[2] * x.shape[3])
         return torch.addmm(self.fc1.bias, total, self.fc1.weight.t(), alpha=share)

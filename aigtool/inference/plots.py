@@ -9,6 +9,8 @@ from aigtool.inference.benchmark import Row
 from aigtool.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, styled
 
 COLORS = {"eager": ORANGE, "skip": BLUE, "compile": VERMILION, "onnx": GREEN}
+STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
+"""Lines and markers of an engine's rows that differ in type or threads."""
 
 
 @styled
@@ -20,29 +22,34 @@ def bench_figure(rows: Sequence[Row], title: str) -> Figure:
         title: Which network.
 
     Returns:
-        Axes side by side, one a batch size; the lines lead from all gates closed to all open.
+        Axes side by side, one a batch size; the lines lead from all gates closed to all open, over
+        the executed share of what gates can save, on which the ideal is a line.
     """
     sizes = sorted({row.batch_size for row in rows})
-    first = rows[0]
-    about = f"{first.device}, {first.dtype}, threads: {first.threads}; points measured, lines ideal"
+    types, threads = {row.dtype for row in rows}, {row.threads for row in rows}
+    shared = _words(rows[0], len(types) == 1, len(threads) == 1)
+    about = f"{', '.join([rows[0].device, *shared])}; points measured, lines ideal"
     figure, axes = new_figure(max(4.5, 3.2 * len(sizes)), 3.4, len(sizes), title=title, about=about)
+    variants = sorted({(row.dtype, row.threads) for row in rows})
     for ax, size in zip(axes, sizes, strict=True):
         ax.axhline(1, color=GREY, linewidth=1, linestyle=":")
-        for engine in dict.fromkeys(row.engine for row in rows):
-            shown = [row for row in rows if (row.engine, row.batch_size) == (engine, size)]
-            if not shown:
-                continue
+        lines: dict[tuple[str, str, int], list[Row]] = {}
+        for row in rows:
+            if row.batch_size == size:
+                lines.setdefault((row.engine, row.dtype, row.threads), []).append(row)
+        for (engine, dtype, count), shown in lines.items():
+            line, marker = STYLES[variants.index((dtype, count)) % len(STYLES)]
             dense = np.array([row.dense_ms for row in shown])
             ends = [np.mean([getattr(row, end) for row in shown] / dense) for end in _ENDS]
-            ax.plot([0, 1], ends, color=COLORS[engine], linewidth=1)
+            ax.plot([0, 1], ends, color=COLORS[engine], linewidth=1, linestyle=line)
             ax.errorbar(
                 [row.gated_flops_fraction for row in shown],
                 [row.gated_ms for row in shown] / dense,
                 yerr=[row.gated_iqr_ms for row in shown] / dense / 2,
                 color=COLORS[engine],
-                fmt="o",
+                fmt=marker,
                 markersize=4,
-                label=engine,
+                label=", ".join([engine, *_words(shown[0], len(types) > 1, len(threads) > 1)]),
             )
         ax.set(
             title=f"batch {size}",
@@ -53,6 +60,10 @@ def bench_figure(rows: Sequence[Row], title: str) -> Figure:
     axes[0].set_ylabel("time over the dense network's")
     axes[0].legend(loc="upper left")
     return figure
+
+
+def _words(row: Row, with_type: bool, with_threads: bool) -> list[str]:
+    return [row.dtype] * with_type + [f"threads: {row.threads}"] * with_threads
 
 
 _ENDS = ("closed_ms", "open_ms")

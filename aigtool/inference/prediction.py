@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from glob import glob, has_magic
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
-from PIL import Image
+from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
 
 from aigtool.data.images import Transform, read_image
@@ -45,7 +45,7 @@ class Prediction:
 
 
 def find_images(given: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
-    """Yield the images that arguments name, one by one.
+    """Find the images that arguments name, one by one.
 
     Args:
         given: Files, folders (all images within, in order of their names), patterns such as
@@ -53,34 +53,35 @@ def find_images(given: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str
         lines: A file a line.
 
     Raises:
-        UserError: A pattern or folder has no image, or there is no such file.
+        UserError: At once, if a pattern or a folder has no image.
 
     Example:
         >>> list(find_images(["-"], ["a.png", "", "b.png"]))
         ['a.png', 'b.png']
     """
-    for name in given:
-        if name == "-":
-            yield from (line.rstrip("\r\n") for line in lines if line.strip())
-        elif Path(name).is_dir():
-            yield from _some(_images_in(name), f"folder {name} has no images")
-        elif Path(name).exists() or not has_magic(name):
-            yield name
-        else:
-            found = sorted(glob(name, recursive=True))  # noqa: PTH207, a path's takes no absolute one
-            yield from _some(iter(found), f"no file matches {name}")
+    return chain.from_iterable([_named(name, lines) for name in given])
+
+
+def _named(name: str, lines: Iterable[str]) -> Iterable[str]:
+    if name == "-":
+        return (line.rstrip("\r\n") for line in lines if line.strip())
+    if name and Path(name).is_dir():
+        return _some(_images_in(name), f"folder {name} has no images")
+    if not has_magic(name) or Path(name).exists():
+        return [name]
+    found = sorted(glob(name, recursive=True))  # noqa: PTH207, a path's takes no absolute one
+    return _some(iter(found), f"no file matches {name}")
 
 
 def _some(files: Iterator[str], problem: str) -> Iterator[str]:
     first = next(files, None)
     if first is None:
         raise UserError(f"{problem}: expected files, folders, patterns or - for a list on stdin")
-    yield first
-    yield from files
+    return chain([first], files)
 
 
 def _images_in(folder: str) -> Iterator[str]:
-    suffixes = Image.registered_extensions()
+    suffixes = get_img_extensions(as_set=True)  # those that a data set's folders are read by
     for place, folders, files in os.walk(folder):
         folders.sort()
         for file in sorted(files):
@@ -104,14 +105,19 @@ def predict(
         files: Images.
         transform: Image to pixels.
         batch_size: Images a batch.
-        workers: Threads that read images, ahead of the network.
+        workers: Threads that read images, ahead of the network; one at least.
         unreadable: Called with what is wrong with an image that cannot be read; it is left out.
 
     Yields:
         A prediction an image, in the order of the files.
     """
-    pixels = _read(files, transform, max(1, workers), batch_size, unreadable)
+    workers = max(1, workers)
+    pixels = _read(files, transform, workers, max(batch_size, 2 * workers), unreadable)
+    is_cold = True
     while batch := list(islice(pixels, batch_size)):
+        if is_cold:  # the first time is that of getting ready, and is nobody's
+            network(batch[0][1][None])
+            is_cold = False
         yield from _predict(network, [name for name, _ in batch], [image for _, image in batch])
 
 
@@ -148,7 +154,7 @@ def _predict(network: Answering, files: list[str], pixels: list[Tensor]) -> Iter
     executed = answers.executed.numpy()
     names, flops = network.description.class_names, network.flops
     ungated = len(flops.blocks) - len(flops.gated_blocks)
-    gflops = flops.executed(executed, "argmax")
+    gflops = flops.executed(executed, network.description.policy)
     for row, file in enumerate(files):
         number = int(label[row])
         yield Prediction(

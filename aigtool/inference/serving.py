@@ -8,6 +8,7 @@ from torch import nn
 from aigtool.blocks import GatedBlock
 from aigtool.conversion import named_gates
 from aigtool.device import to_channels_last
+from aigtool.errors import UserError
 from aigtool.inference.folding import FoldedGate, fold_norms
 from aigtool.inference.reading import read
 from aigtool.inference.skipping import SkippingBlock
@@ -26,6 +27,13 @@ def serve(network: Network, input_size: tuple[int, int, int] = (3, 224, 224)) ->
         network: A gated network, or a dense one.
         input_size: Channels, height and width of its input.
 
+    Returns:
+        The copy. It writes over features that nothing in it reads again: whoever watches it with
+        hooks should clone what is to be kept.
+
+    Raises:
+        UserError: The network is served already.
+
     Example:
         >>> import torch, torchvision
         >>> from aigtool.conversion import convert
@@ -35,6 +43,8 @@ def serve(network: Network, input_size: tuple[int, int, int] = (3, 224, 224)) ->
         ...     print(torch.allclose(served(x), network(x), atol=1e-4))
         True
     """
+    if any(isinstance(gate, FoldedGate) for _, gate in named_gates(network)):
+        raise UserError("the network is served already: expected the one that it was made of")
     served = copy.deepcopy(network).eval().requires_grad_(False)
     found = read(served, input_size)
     fold_norms(served, found.norms)

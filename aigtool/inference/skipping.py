@@ -52,8 +52,8 @@ class SkippingBlock(GatedBlock):
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on ``(N, C, H, W)`` for the images that the gate chooses."""
         gate = self.gate
-        is_watched = gate.policy != "argmax" or gate._forward_hooks or torch.is_grad_enabled()
-        if len(x) > FEW or is_watched:
+        is_watched = gate._forward_hooks or gate._forward_pre_hooks
+        if len(x) > FEW or is_watched or gate.policy != "argmax" or torch.is_grad_enabled():
             return super().forward(x)
         return self._skip(x, gate.few(x)[0])
 
@@ -73,7 +73,8 @@ class SkippingBlock(GatedBlock):
         settled = self.settles(joined, x)
         if not self.overwrites and _share_memory(joined, x):
             joined = joined.clone()
-        for images in groups(executed, x[0].numel() * x.element_size(), x[0, 0].numel()):
+        size, positions = x[0].numel() * x.element_size(), x[0, 0].numel()
+        for images in groups(executed, size, positions, x.device):
             rows = _picked(joined, images)
             inputs = (rows if value is joined else _picked(value, images) for value in for_residual)
             rows += self.parts.residual(self, *inputs)
@@ -90,13 +91,16 @@ class SkippingBlock(GatedBlock):
         return output
 
 
-def groups(executed: Sequence[bool], size: int, positions: int) -> Iterator[slice | Tensor]:
+def groups(
+    executed: Sequence[bool], size: int, positions: int, device: torch.device | str = "cpu"
+) -> Iterator[slice | Tensor]:
     """Yield the images to compute together.
 
     Args:
         executed: ``(N,)``, which images are to be computed.
         size: Bytes of an image's features.
         positions: Their height times width.
+        device: Where they lie.
 
     Yields:
         A slice of the batch, or the positions of images in it.
@@ -114,7 +118,7 @@ def groups(executed: Sequence[bool], size: int, positions: int) -> Iterator[slic
         return
     chosen = [number for number, runs in enumerate(executed) if runs]
     for first in range(0, len(chosen), together):
-        yield torch.tensor(chosen[first : first + together])
+        yield torch.tensor(chosen[first : first + together], device=device)
 
 
 def _runs(executed: Sequence[bool], most: int) -> Iterator[slice]:

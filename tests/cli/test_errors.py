@@ -41,6 +41,7 @@ def workplace(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.save(create_network("cifar_resnet32").state_dict(), "r32.th")
     Path("cut.th").write_bytes(Path("three.th").read_bytes()[:-5000])
     Path("e.onnx").write_text("no model")
+    Path("e.pt2").write_text("no program")
     Path("nothing").mkdir()
     for folder in ("one/only", "others/cat", "others/dog", "broken/blue", "broken/red"):
         Path(folder).mkdir(parents=True)
@@ -313,6 +314,13 @@ CASES = {
         ["bench", "m.safetensors", "--device", "tpu"],
         "expected auto, cpu, cuda",
     ),
+    "bench of a folder": (["bench", "run"], "model file run: no such file"),
+    "bench with no seed": (["bench", "m.safetensors", "--seed", "-1"], "--seed"),
+    "bench onnx in half precision": (
+        ["bench", "m.safetensors", "--engine", "skip,onnx", "--dtype", "float32,bfloat16"],
+        "engine onnx on cpu with bfloat16",
+    ),
+    "export a folder": (["export", "."], "model file .: no such file"),
     "bench of an exported file": (["bench", "e.onnx"], "it is an exported file"),
     "evaluate an exported file": (
         ["evaluate", "e.onnx", "--data", "images"],
@@ -329,6 +337,7 @@ CASES = {
         [*PREDICT, "a.png", "--engine", "onnx"],
         "engine onnx runs an exported file",
     ),
+    "predict a program": (["predict", "e.pt2", "a.png"], "which torch.export.load opens"),
     "predict an exported file with skip": (
         ["predict", "e.onnx", "a.png", "--engine", "skip"],
         "engine skip runs a model file",

@@ -1,12 +1,18 @@
 """The commands that serve a network, in one process: what they print, write and return."""
 
 import json
+import os
+import subprocess
+import sys
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
+from aigtool.cli.main import run
+from aigtool.inference.checking import Check
 from tests.cli.conftest import Command
 
 
@@ -33,6 +39,87 @@ def test_an_exported_network_predicts_as_the_model_file(
     header, row, *_ = aigtool("predict", model, test / "red").out.splitlines()
     assert header.split() == ["file", "class", "probability", "blocks", "GFLOPs", "ms"]
     assert "%" in row
+
+
+def test_predict_takes_a_list_and_tells_what_it_could_not_read(
+    model: Path,
+    image_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good, bad = next((image_folder / "test/red").iterdir()), image_folder / "b.png"
+    bad.write_bytes(b"no image")
+    predict = ["predict", str(model), "-", "--format", "csv"]
+
+    def lines(*names: str | Path) -> tuple[int, list[str], str]:
+        monkeypatch.setattr("sys.stdin", StringIO("".join(f"{name}\n" for name in names)))
+        code = run(predict)
+        captured = capsys.readouterr()
+        return code, captured.out.splitlines(), captured.err
+
+    code, rows, _ = lines(good, good)
+    assert (code, [row.split(",")[0] for row in rows]) == (0, ["file", str(good), str(good)])
+    code, rows, errors = lines(bad, good)
+    assert (code, [row.split(",")[0] for row in rows]) == (2, ["file", str(good)])
+    assert "images that could not be read: 1" in errors.splitlines()[-1]
+    code, rows, _ = lines()
+    assert (code, len(rows)) == (0, 1)
+    code, rows, _ = lines(bad)
+    assert (code, rows) == (2, [])
+
+
+@pytest.mark.parametrize("unbuffered", [["-u"], []])
+def test_whoever_reads_may_have_had_enough(model: Path, unbuffered: list[str]) -> None:
+    """As ``| head`` has, while a command writes or when all is done."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as output:
+        done = subprocess.run(
+            [sys.executable, *unbuffered, "-m", "aigtool", "info", str(model)],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_export_is_checked_on_real_images_or_not_at_all(
+    aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "r20.onnx"
+    data = ("--data", image_folder, "--split", "test", "--limit", "5")
+    checked = aigtool("export", model, *data, "--json")["check"]
+    assert checked["data"] == f"{image_folder} test, 5 images"
+    assert out.is_file()
+    assert aigtool("export", model, "--no-check", "--force", "--json")["check"] is None
+
+
+def test_an_export_that_is_not_the_same_is_not_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Check(images=3, ties=0, difference=0.5, flips=0)
+    monkeypatch.setattr("aigtool.inference.checking.compare", lambda *_: found)
+    with pytest.raises(RuntimeError, match="is not the same on 3 images of seeded noise"):
+        run(["export", str(model), "--limit", "3"])
+    assert not (tmp_path / "r20.onnx").exists()
+
+
+def test_an_export_with_nothing_to_check_by_is_not_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Check(images=3, ties=3, difference=0.0, flips=0)
+    monkeypatch.setattr("aigtool.inference.checking.compare", lambda *_: found)
+    assert run(["export", str(model), "--limit", "3"]) == 2
+    assert "so there is nothing to check by" in capsys.readouterr().err
+    assert not (tmp_path / "r20.onnx").exists()
+
+
+def test_bench_of_real_images(aigtool: Command, model: Path, image_folder: Path) -> None:
+    data = ("--data", image_folder, "--split", "test", "--batch-size", "4", "--rounds", "1")
+    result = aigtool("bench", model, *data, "--engine", "skip,onnx", "--threads", "1", "--json")
+    assert [row["engine"] for row in result["rows"]] == ["skip", "onnx"]
+    assert [row["patterns"] for row in result["rows"]] == [3, 3]
+    assert result["rows"][0]["execution_rate"] == result["rows"][1]["execution_rate"]
 
 
 def test_a_program_is_checked_as_well(aigtool: Command, model: Path) -> None:

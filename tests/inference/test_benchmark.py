@@ -1,6 +1,7 @@
 """What a benchmark says of engines whose times are known."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from aigtool.errors import UserError
 from aigtool.flops import BlockFlops, NetworkFlops, count_flops
 from aigtool.inference import benchmark
 from aigtool.inference.benchmark import Contest, Setting, draw_patterns, measure_all
-from aigtool.inference.engines import ENGINES, make_engines
+from aigtool.inference.engines import ENGINES, TorchEngine, make_engines
 from aigtool.inference.plots import bench_figure
 from aigtool.models.files import Model
 from tests.conftest import close
@@ -98,6 +99,15 @@ def test_engines_do_what_they_are_told(model: Model, engine: Any) -> None:
     assert close(opened, ungated)
 
 
+def test_thresholds_are_those_of_the_model_in_every_type(model: Model) -> None:
+    """An engine decides for itself by what the model says, before it was told anything too."""
+    gated, _ = make_engines(model, "skip", CPU, torch.bfloat16, 1)
+    assert isinstance(gated, TorchEngine)
+    own = [gate.threshold for _, gate in named_gates(model.network)]
+    assert all(torch.equal(a.threshold, b) for a, b in zip(gated.gates, own, strict=True))
+    assert any(b != b.bfloat16() for b in own)
+
+
 def test_a_row_a_setting_and_rate(model: Model) -> None:
     settings = [setting("eager", 1), setting("skip", 3)]
     before = [gate.threshold.clone() for _, gate in named_gates(model.network)]
@@ -117,7 +127,7 @@ def test_real_images_decide_for_themselves(model: Model, image_folder: Path) -> 
     [row] = measure_all(model, [setting(batch_size=5)], images=images, rounds=1)
     assert row.patterns == 2  # of 12 images two whole batches
     with pytest.raises(UserError, match="12 images: expected a batch of 13"):
-        list(measure_all(model, [setting(batch_size=13)], images=images))
+        next(measure_all(model, [setting(batch_size=5), setting(batch_size=13)], images=images))
 
 
 def test_a_network_without_gates_is_refused(small_network: torch.nn.Module) -> None:
@@ -131,3 +141,15 @@ def test_onnx_runs_on_the_cpu_in_float32_alone(model: Model) -> None:
     half = Setting("onnx", CPU, torch.bfloat16, 1, 1)
     with pytest.raises(UserError, match="engine onnx on cpu with bfloat16"):
         Contest(model, flops, half)
+    with pytest.raises(UserError, match="engine onnx on cpu with bfloat16"):
+        next(measure_all(model, [setting(), half]))  # before the other is timed
+
+
+def test_a_picture_tells_types_and_threads_apart(model: Model) -> None:
+    [row] = measure_all(model, [setting(batch_size=1)], patterns=1, rounds=1)
+    rows = [row, replace(row, threads=2), replace(row, engine="eager"), replace(row, batch_size=4)]
+    figure = bench_figure(rows, "a network")
+    labels = [axes.get_legend_handles_labels()[1] for axes in figure.axes]
+    first = ["skip, threads: 1", "skip, threads: 2", "eager, threads: 1"]
+    assert labels == [first, first[:1]]
+    assert "cpu, float32;" in figure.get_suptitle()

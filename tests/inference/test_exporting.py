@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from aigtool.conversion import convert, named_gates, recorded_decisions
 from aigtool.errors import UserError
 from aigtool.flops import count_flops
-from aigtool.inference.answers import ServedNetwork
+from aigtool.inference.answers import Answers, ServedNetwork
 from aigtool.inference.checking import compare
 from aigtool.inference.exported import ExportedNetwork
 from aigtool.inference.exporting import METADATA, export_onnx
@@ -107,17 +108,24 @@ def test_what_a_block_skips_lies_in_its_branch_with_its_weights(exported: onnx.M
     assert len(outside) == 1  # the stem
 
 
-def test_a_skipped_block_is_not_computed(model: Model) -> None:
-    """Poisoned weights of skipped blocks do no harm; executed ones do."""
-    poisoned = copy.deepcopy(model)
-    for name, gate in named_gates(poisoned.network):
-        gate.threshold.fill_(torch.inf)
-        block = poisoned.network.get_submodule(name)
-        nn.init.constant_(block.conv2.weight, torch.nan)
-    network = ExportedNetwork(
-        export_onnx(poisoned, count_flops(poisoned.network, SIZE)).SerializeToString()
-    )
-    assert network(torch.rand(1, *SIZE)).logits.isfinite().all()
+def test_a_skipped_block_is_not_computed(model: Model, tmp_path: Path) -> None:
+    """By onnxruntime's own account of the convolutions that it ran."""
+    flops = count_flops(model.network, SIZE)
+    exported = export_onnx(model, flops, thresholds_as_inputs=True).SerializeToString()
+    gates = [name for name, _ in named_gates(model.network)]
+    for executed in ([False] * 9, [True] * 9, [number in (2, 3, 8) for number in range(9)]):
+        options = onnxruntime.SessionOptions()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(tmp_path / "profile")
+        session = onnxruntime.InferenceSession(exported, options, ["CPUExecutionProvider"])
+        told = {
+            name: np.array([-np.inf if runs else np.inf], np.float32)
+            for name, runs in zip(gates, executed, strict=True)
+        }
+        session.run(None, {"pixels": np.zeros((1, *SIZE), np.float32), **told})
+        events = json.loads(Path(session.end_profiling()).read_text())
+        ran = [event for event in events if "Conv" in event.get("args", {}).get("op_name", "")]
+        assert len(ran) == 1 + 2 * sum(executed)  # the stem's, and two a block
 
 
 def test_thresholds_are_kept(model: Model, pixels: Tensor) -> None:
@@ -155,11 +163,55 @@ def test_a_comparison_tells_ties_from_flips(model: Model, pixels: Tensor) -> Non
     gate.threshold.fill_(logits[0] - 5e-5)
     thresholds = [gate.threshold.item(), *own[1:]]
     found = compare(ServedNetwork(model), ServedNetwork(other), [pixels[:1]], thresholds)
-    assert (found.ties, found.flips, found.holds) == (1, 0, True)
+    assert (found.ties, found.flips) == (1, 0)
     # A threshold far from where it was flips images.
     gate.threshold.fill_(torch.inf)
     found = compare(ask, ServedNetwork(other), [pixels], [torch.inf, *own[1:]])
     assert found.flips == int((logits > own[0]).sum()) > 0
+    assert not found.holds
+
+
+def test_a_comparison_refuses_what_is_not_a_number(model: Model, pixels: Tensor) -> None:
+    ask = ServedNetwork(model)
+    own = [gate.threshold.item() for _, gate in named_gates(model.network)]
+
+    class Broken(ServedNetwork):
+        def __call__(self, pixels: Tensor) -> Answers:
+            answers = super().__call__(pixels)
+            logits = answers.logits.clone()
+            logits[3, 1] = torch.nan
+            return replace(answers, logits=logits)
+
+    found = compare(Broken(model), ask, [pixels], own)
+    assert (found.difference, found.flips, found.holds) == (float("inf"), 0, False)
+
+
+def test_a_comparison_of_nothing_but_ties_does_not_hold(model: Model, pixels: Tensor) -> None:
+    ask = ServedNetwork(model)
+    thresholds = ask(pixels[:1]).gate_logits[0].tolist()
+    found = compare(ask, ask, [pixels[:1]], thresholds)
+    assert (found.ties, found.flips, found.holds) == (1, 0, False)
+
+
+def test_a_difference_is_a_share_of_its_own_images_logits(model: Model, pixels: Tensor) -> None:
+    """One image with huge logits does not excuse another."""
+    ask = ServedNetwork(model)
+
+    class Scaled(ServedNetwork):
+        def __init__(self, error: float) -> None:
+            super().__init__(model)
+            self.error = error
+
+        def __call__(self, pixels: Tensor) -> Answers:
+            answers = super().__call__(pixels)
+            logits = torch.zeros(len(pixels), 10)
+            logits[0], logits[1, 0] = 1000.0, self.error
+            return replace(answers, logits=logits)
+
+    own = [gate.threshold.item() for _, gate in named_gates(model.network)]
+    assert not ask(pixels[:2]).gate_logits.sub(torch.tensor(own)).abs().lt(1e-4).any()
+    found = compare(Scaled(2e-4), Scaled(0.0), [pixels[:2]], own)
+    assert found.difference == pytest.approx(2e-4)
     assert not found.holds
 
 
@@ -180,6 +232,12 @@ def test_wrong_files_and_images_are_refused(exported: onnx.ModelProto, tmp_path:
     onnx.save(foreign, tmp_path / "foreign.onnx")
     with pytest.raises(UserError, match="holds no description"):
         ExportedNetwork(tmp_path / "foreign.onnx")
+    [about] = [entry for entry in exported.metadata_props if entry.key == METADATA]
+    for change in ({"policy": 3}, {"flops": {}}, {"size_of_tomorrow": 1}):
+        newer = copy.deepcopy(exported)
+        onnx.helper.set_model_props(newer, {METADATA: json.dumps(json.loads(about.value) | change)})
+        with pytest.raises(UserError, match="exported file: its description cannot be read"):
+            ExportedNetwork(newer.SerializeToString())
     network = ExportedNetwork(exported.SerializeToString())
     with pytest.raises(UserError, match=r"expected \(N, 3, 32, 32\)"):
         network(torch.rand(1, 3, 40, 40))

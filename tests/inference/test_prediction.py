@@ -50,7 +50,7 @@ def test_they_equal_the_trace_of_evaluate(
 
 def test_every_way_to_name_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("b/2.png", "b/1.JPG", "b/notes.txt", "a/3.png", "[x].png", "4.png"):
+    for name in ("b/2.png", "b/1.JPG", "b/notes.txt", "b/page.pdf", "a/3.png", "[x].png", "4.png"):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).touch()
     found = list(find_images(["b", "*/3.*", "[x].png", "-", "none.png"], ["4.png\n", "\n"]))
@@ -58,9 +58,10 @@ def test_every_way_to_name_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     everything = ["4.png", "[x].png", "a/3.png", "b/1.JPG", "b/2.png"]
     assert list(find_images(["."])) == everything
     Path("empty").mkdir()
+    assert list(find_images([""])) == [""]  # a name like any other, that no file has
     for given, problem in (("empty", "folder empty has no images"), ("*.gif", "no file matches")):
         with pytest.raises(UserError, match=problem):
-            list(find_images([given]))
+            find_images(["b", given])  # before any is read
 
 
 class Constant:

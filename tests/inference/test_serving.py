@@ -19,6 +19,7 @@ from aigtool.conversion import (
     named_gates,
     recorded_decisions,
 )
+from aigtool.errors import UserError
 from aigtool.inference.serving import serve
 from aigtool.inference.skipping import NEIGHBOURS, SkippingBlock, groups
 from aigtool.models.zoo import create_network
@@ -72,6 +73,45 @@ def test_it_equals_the_masked_network_under_every_pattern(
         output = served(x)
     assert difference(output, masked(network, x, pattern)) < 1e-5
     assert torch.equal(x, before)
+
+
+@settings(deadline=None)
+@given(st.sampled_from([1, 2, 4, 5]).flatmap(lambda images: arrays(bool, (images, 9))))
+def test_it_equals_the_masked_network_where_nobody_watches(
+    network: nn.Module, served: nn.Module, executed: npt.NDArray[np.bool_]
+) -> None:
+    """Told by thresholds: blocks then ask the gates for few images in another way."""
+    pattern = torch.from_numpy(executed)
+    x = torch.randn(len(pattern), *SIZE, generator=torch.Generator().manual_seed(0))
+    own = copy.deepcopy(served)
+    for (_, gate), told in zip(named_gates(own), pattern.unbind(1), strict=True):
+        gate.threshold = torch.where(told, -torch.inf, torch.inf)
+    with torch.inference_mode():
+        assert difference(own(x), masked(network, x, pattern)) < 1e-5
+
+
+def test_images_are_picked_by_an_index_on_their_device(served: nn.Module) -> None:
+    """On a GPU another is refused."""
+    found = next(block for block in served.modules() if isinstance(block, SkippingBlock))
+    block = copy.deepcopy(found)
+    block.gate = nn.Identity()
+    block.to("meta")
+    asked = []
+
+    def noted(x: Tensor, images: Tensor, *_: Tensor) -> Tensor:
+        asked.append(images.device == x.device)
+        return x[images]
+
+    with mock.patch.multiple(
+        "aigtool.inference.skipping", take_images=noted, put_images=noted, WIDE=2**40
+    ):
+        output = block._skip(torch.empty(3, 16, 16, 16, device="meta"), [True, False, True])
+    assert (output.device.type, asked) == ("meta", [True, True])
+
+
+def test_a_served_network_is_not_served_again(served: nn.Module) -> None:
+    with pytest.raises(UserError, match="served already"):
+        serve(served, SIZE)
 
 
 @pytest.mark.parametrize("images", [1, 2, 7, 64])

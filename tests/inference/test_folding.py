@@ -1,0 +1,67 @@
+"""A folded gate decides as the gate does, in every type and however few images there are."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from aigtool.gates import Gate
+from aigtool.inference.folding import FEW, FoldedGate
+
+
+@pytest.fixture
+def gate() -> Gate:
+    torch.manual_seed(0)
+    gate = Gate(8).eval()
+    nn.init.normal_(gate.fc2.weight)
+    nn.init.uniform_(gate.norm.running_var, 0.5, 2.0)
+    return gate
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("images", [1, FEW + 1])
+def test_the_sum_of_large_features_fits(gate: Gate, dtype: torch.dtype, images: int) -> None:
+    """Of 112 x 112 positions of 10, which is above what float16 holds."""
+    gate = gate.to(dtype)
+    x = torch.full((images, 8, 112, 112), 10.0, dtype=dtype)
+    with torch.inference_mode():
+        expected, decided = gate(x), FoldedGate(gate)(x)
+    assert expected.logit.isfinite().all()
+    # A few roundings of numbers up to 10, each of 2^-8 with bfloat16.
+    torch.testing.assert_close(decided.logit, expected.logit, atol=0.1, rtol=0.02)
+    assert torch.equal(decided.scale, expected.scale)
+
+
+@pytest.mark.parametrize("images", [1, FEW + 1])
+def test_what_is_not_a_number_is_skipped(gate: Gate, images: int) -> None:
+    x = torch.full((images, 8, 2, 2), torch.nan)
+    with torch.inference_mode():
+        for decision in (gate(x), FoldedGate(gate)(x)):
+            assert decision.logit.isnan().all()
+            assert not decision.scale.any()
+
+
+def test_few_images_are_decided_by_the_weights_that_it_has(gate: Gate) -> None:
+    folded, other = FoldedGate(gate), FoldedGate(Gate(8).eval())
+    x = torch.randn(FEW, 8, 2, 2)
+    other.load_state_dict(folded.state_dict())
+    rounded = copy.deepcopy(folded).to(torch.bfloat16)
+    with torch.inference_mode():
+        assert other.few(x) == folded.few(x)
+        for one, features in ((other, x), (rounded, x.bfloat16())):
+            logits = torch.tensor(one.few(features)[1])
+            tolerance = 1e-6 if one is other else 0.02
+            torch.testing.assert_close(logits, one.logit(features), atol=tolerance, rtol=tolerance)
+    assert rounded.fc2.bias.item() in rounded._last
+    assert rounded.fc2.bias.item() not in folded._last
+
+
+def test_double_precision_is_kept(gate: Gate) -> None:
+    gate, x = gate.double(), torch.randn(3, 8, 2, 2, dtype=torch.float64)
+    x = x.exp()
+    with torch.inference_mode():
+        hidden = gate.norm(gate.fc1(x.mean((2, 3)))).relu()
+        expected = gate.fc2(hidden).diff(dim=1).squeeze(1)
+        folded = FoldedGate(gate)
+        assert torch.tensor(folded.few(x)[1], dtype=torch.float64).allclose(expected, atol=1e-12)
