@@ -49,7 +49,7 @@ def bench(
             "--engine",
             metavar="LIST",
             help="What runs the networks: eager (PyTorch, as they are), skip (made ready to "
-            "serve), compile (that with torch.compile) or onnx (exported).",
+            "serve), compile (that, its residuals compiled) or onnx (exported).",
         ),
     ] = "eager,skip",
     batch_size: Annotated[

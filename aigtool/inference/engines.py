@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aigtool.conversion import named_gates, recorded_decisions, set_policy
 from aigtool.device import synchronize
@@ -16,6 +17,7 @@ from aigtool.flops import count_flops
 from aigtool.inference.exported import import_onnxruntime, open_session
 from aigtool.inference.exporting import check_policy, export_onnx
 from aigtool.inference.serving import serve
+from aigtool.inference.skipping import SkippingBlock
 from aigtool.models.description import PixelNetwork
 from aigtool.models.files import Model
 
@@ -57,6 +59,7 @@ class TorchEngine:
         self.pixelled = PixelNetwork(network, model.description.input).to(device, dtype).eval()
         self.run: Callable[[Tensor], Any] = self.pixelled
         if name == "compile":
+            _compile_residuals(network)
             self.run = torch.compile(self.pixelled)
         self.decide(None)  # with thresholds that the type did not round
 
@@ -86,6 +89,19 @@ class TorchEngine:
             torch.stack([made[name].scale > 0 for name in names], dim=1).cpu().numpy()
         )
         return executed
+
+
+def _compile_residuals(network: nn.Module) -> None:
+    """Compile each block's residual for itself, for any number of images.
+
+    Which images run a block is known only when its gate has decided. Compiled with the network, a
+    block would be compiled anew for each pattern, until PyTorch gives it up.
+    """
+    for block in network.modules():
+        if isinstance(block, SkippingBlock):
+            compiled = torch.compile(block.parts.residual, dynamic=True)
+            block.parts = replace(block.parts, residual=compiled)
+            block.forward = torch.compiler.disable(block.forward)  # type: ignore[method-assign, no-untyped-call]
 
 
 class OnnxEngine:
@@ -133,6 +149,8 @@ def make_engines(
         UserError: The engine cannot run on this device or with this type, or is not installed.
     """
     check_engine(model, name, device, dtype)
+    if name == "compile":
+        torch.compiler.reset()  # what was compiled for other settings counts against a limit
     dense = copy.deepcopy(model).stripped()
     if name == "onnx":
         return OnnxEngine(model, threads), OnnxEngine(dense, threads)
