@@ -202,7 +202,6 @@ CASES = {
     ),
     "more than all informed": ([*FINETUNE, "--informed-share", "2"], "informed share 2: expected"),
     "negative certainty": ([*FINETUNE, "--certainty", "-1"], "certainty -1"),
-    "noise ends before": ([*FINETUNE, "--noise-end", "0.1"], "noise hold 0.15: expected at most"),
     "gates never settle": ([*FINETUNE, "--gate-settle", "0"], "gate settle 0: expected above 0"),
     "gates settle after the run": ([*FINETUNE, "--gate-settle", "2"], "gate settle 2: expected"),
     "negative band": ([*FINETUNE, "--band", "-1"], "band -1"),
@@ -280,8 +279,8 @@ CASES = {
         "--targets",
     ),
     "noise that ends before it falls": (
-        [*FINETUNE, "--noise-end", "0.1"],
-        "noise hold 0.15: expected at most noise end 0.1",
+        [*FINETUNE, "--noise-end", "0.04"],
+        "noise hold 0.05: expected at most noise end 0.04",
     ),
     "more repeats than a minibatch": (
         [*FINETUNE, "--batch-size", "8", "--aug-repeats", "9"],
