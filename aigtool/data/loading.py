@@ -126,6 +126,7 @@ def load_batches(
             too, so that the batches are the same whoever reads them; in the set's order by default.
         repeats: Times a shuffled batch holds each of its images, each with a random transform of
             its own (batch augmentation, Hoffer et al., CVPR 2020): of as many fewer images.
+            They lie apart, since mixup and CutMix mix neighbours.
         start: Shuffled batches to leave out, unread.
         pin_memory: Whether batches lie in page-locked memory, for copies to a GPU.
 
