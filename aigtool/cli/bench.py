@@ -139,7 +139,6 @@ def bench(
     sizes = parse_counts("batch-size", batch_size)
     types = parse_names("dtype", dtype, TYPES)
     with status("loading the network"):
-        import pandas as pd
         import torch
 
         from aigtool.cli.opening import open_for
@@ -147,8 +146,7 @@ def bench(
         from aigtool.device import find_device
         from aigtool.inference.benchmark import Setting, measure_all
         from aigtool.inference.engines import ENGINES
-        from aigtool.inference.plots import bench_figure
-        from aigtool.output import check_output, replacing
+        from aigtool.output import check_output
 
         if out is not None:
             check_output(out, force=force, folder=True)
@@ -159,30 +157,44 @@ def bench(
         images = None
         if data is not None:
             images = open_for(loaded, DataSource(data, data_dir, download, class_map), split)
-    rows = list(
-        measure_all(
-            loaded,
-            [
-                Setting(name, where, getattr(torch, kind), size, count)
-                for name, kind, size, count in product(engines, types, sizes, counts)
-            ],
-            rates=rates,
-            images=images,
-            patterns=patterns,
-            rounds=rounds,
-            seed=seed,
-            watch=lambda label, total: progress(label, total, "batches"),
+    rows: list[Row] = []
+    settings = [
+        Setting(name, where, getattr(torch, kind), size, count)
+        for name, kind, size, count in product(engines, types, sizes, counts)
+    ]
+    try:
+        rows.extend(
+            measure_all(
+                loaded,
+                settings,
+                rates=rates,
+                images=images,
+                patterns=patterns,
+                rounds=rounds,
+                seed=seed,
+                watch=lambda label, total: progress(label, total, "batches"),
+            )
         )
-    )
+    finally:  # what was measured is told, whatever ended it
+        if rows:
+            _report(rows, model, out, json=json)
+
+
+def _report(rows: "Sequence[Row]", network: str, out: Path | None, *, json: bool) -> None:
+    import pandas as pd
+
+    from aigtool.inference.plots import bench_figure
+    from aigtool.output import replacing
+
     if out is not None:
         with replacing(out / "bench.csv") as temporary:
             pd.DataFrame(map(asdict, rows)).to_csv(temporary, index=False)
         with replacing(out / "bench.png") as temporary:
-            bench_figure(rows, model).savefig(temporary)
+            bench_figure(rows, network).savefig(temporary)
     if json:
-        print_json({"network": model, "rows": [asdict(row) for row in rows]})
+        print_json({"network": network, "rows": [asdict(row) for row in rows]})
     else:
-        _show(rows, model)
+        _show(rows, network)
     wrote([] if out is None else [out / "bench.csv", out / "bench.png"])
 
 

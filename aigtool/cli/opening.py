@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from aigtool.cli.console import note, progress, warn
 from aigtool.data.images import DataSource, ImageSet, default_split, open_images
@@ -26,16 +27,19 @@ class Ready:
 
 def ready(model: Model, device: torch.device, seed: int = 0) -> Ready:
     """Put a model on a device, count its multiply-accumulates, and seed what it will draw."""
-    flops = count_flops(model.network, model.description.input.size)
-    torch.manual_seed(seed)
-    return Ready(PixelNetwork(model.network, model.description.input).to(device).eval(), flops)
+    return _ready(model, model.network, device, seed)
 
 
 def ready_to_serve(model: Model, device: torch.device, seed: int = 0) -> Ready:
     """Do so with a copy of the network that is for inference alone; the counts are the same."""
-    prepared, spec = ready(model, device, seed), model.description.input
-    served = PixelNetwork(serve(model.network, spec.size), spec).to(device).eval()
-    return replace(prepared, network=served)
+    return _ready(model, serve(model.network, model.description.input.size), device, seed)
+
+
+def _ready(model: Model, network: nn.Module, device: torch.device, seed: int) -> Ready:
+    spec = model.description.input
+    flops = count_flops(model.network, spec.size)
+    torch.manual_seed(seed)
+    return Ready(PixelNetwork(network, spec).to(device).eval(), flops)
 
 
 def open_for(

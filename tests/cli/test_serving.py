@@ -4,14 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
 from aigtool.cli.main import run
+from aigtool.inference.benchmark import Row, measure_all
 from aigtool.inference.checking import Check
 from tests.cli.conftest import Command
 
@@ -149,3 +152,19 @@ def test_bench_writes_its_table_and_picture(aigtool: Command, model: Path, tmp_p
     assert (tmp_path / "b" / "bench.png").stat().st_size > 10_000
     shown = aigtool("bench", "cifar_resnet20", *options, "--engine", "skip").out
     assert "threads 1, type float32" in shown.splitlines()[0]
+
+
+def test_an_interrupted_bench_tells_what_it_has_measured(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*given: Any, **named: Any) -> Iterator[Row]:
+        yield next(measure_all(*given, **named))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aigtool.inference.benchmark.measure_all", interrupted)
+    options = ["--patterns", "2", "--rounds", "1", "--threads", "1", "--out", str(tmp_path / "b")]
+    assert run(["bench", str(model), *options]) == 130
+    printed = capsys.readouterr()
+    assert "eager" in printed.out
+    assert "interrupted" in printed.err
+    assert len(pd.read_csv(tmp_path / "b" / "bench.csv")) == 1

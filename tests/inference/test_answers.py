@@ -9,7 +9,10 @@ from torch import nn
 
 from aigtool.conversion import convert, recorded_decisions
 from aigtool.errors import UserError
-from aigtool.inference.answers import Answers, ServedNetwork
+from aigtool.flops import count_flops
+from aigtool.inference.answers import Answering, Answers, ServedNetwork
+from aigtool.inference.exported import ExportedNetwork
+from aigtool.inference.exporting import export_onnx
 from aigtool.models.description import PixelNetwork
 from aigtool.models.files import Model
 from tests.conftest import close
@@ -38,8 +41,16 @@ def test_it_answers_as_the_network(model: Model) -> None:
     assert torch.equal(answers.executed, executed)
 
 
-def test_four_threads_get_what_one_gets(model: Model) -> None:
-    network = ServedNetwork(model)
+def exported(model: Model) -> Answering:
+    graph = export_onnx(model, count_flops(model.network, SIZE))
+    return ExportedNetwork(graph.SerializeToString(), threads=1)
+
+
+@pytest.mark.parametrize("prepared", [ServedNetwork, exported])
+def test_four_threads_get_what_one_gets(
+    model: Model, prepared: Callable[[Model], Answering]
+) -> None:
+    network = prepared(model)
     images = various(192)
     batches = [images[3 * number :][: 1 + number % 5] for number in range(64)]
     alone = [network(batch) for batch in batches]
