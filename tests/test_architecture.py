@@ -29,7 +29,7 @@ FLOORS = (
     ("rehearsal",),
     ("blocks",),
     ("gates", "graphs"),
-    ("device", "modes", "output", "picking", "plotting"),
+    ("device", "intervals", "modes", "output", "picking", "plotting"),
     ("errors", "version"),
 )
 HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,289 @@
+"""Do groups of classes part in what they execute? Distances of rate profiles, and their tests."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import factorial, inf, prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.cluster.hierarchy import cut_tree, linkage
+from scipy.sparse import csr_array
+from scipy.spatial.distance import pdist, squareform
+from sklearn.metrics import silhouette_score
+
+from aigtool.errors import UserError
+from aigtool.trace import ExecutionTrace
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.intp]
+
+ENUMERATED = 10_000
+"""Where there are fewer ways to label classes than this, all are tried."""
+MOST_GROUPS = 6
+"""Classes are parted into as many groups as this at most."""
+
+
+@dataclass(frozen=True)
+class GroupTest:
+    """How far apart groups of classes are, and how often chance would part them as far.
+
+    Attributes:
+        between: Mean distance of the rate profiles of classes of different groups, 0..1.
+        within: Of classes of one group.
+        p: Share of the labelings of no meaning that part as far, this one among them.
+        least_p: The smallest that it could be.
+        labelings: How many were compared with, this one among them.
+        enumerated: Whether these are all that there are.
+    """
+
+    between: float
+    within: float
+    p: float
+    least_p: float
+    labelings: int
+    enumerated: bool
+
+    @property
+    def ratio(self) -> float:
+        """``between / within``: 1 where groups mean nothing."""
+        return self.between / self.within if self.within else inf
+
+
+def profile_distances(rates: Floats) -> Floats:
+    """Return the distances of rate profiles: the root mean square difference over gates, 0..1.
+
+    Args:
+        rates: ``(classes, gates)``.
+
+    Returns:
+        ``(classes, classes)``.
+
+    Example:
+        >>> profile_distances(np.array([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])).tolist()
+        [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]
+    """
+    distances: Floats = squareform(pdist(rates)) / np.sqrt(max(1, rates.shape[1]))
+    return distances
+
+
+def compare_groups(
+    distances: Floats, groups: Sequence[int], *, draws: int = ENUMERATED - 1, seed: int = 0
+) -> GroupTest:
+    """Test groups that were given, by permutation over classes.
+
+    Were the groups of no meaning, any other classes could bear their labels: all ways to hand the
+    labels out are compared where there are fewer than 10,000, else so many drawn at random. The
+    test is exact for groups that were not chosen by looking at these rates.
+
+    Args:
+        distances: ``(classes, classes)``, of their rate profiles.
+        groups: Each class's group.
+        draws: Labelings drawn where there are too many to try all.
+        seed: Of the draws.
+
+    Returns:
+        Distances, and the p-value of a mean distance within groups as small as this.
+
+    Raises:
+        UserError: There are fewer than two groups, or all have a single class.
+
+    Example:
+        >>> rates = np.array([[0.1, 0.9], [0.2, 0.9], [0.1, 0.8], [0.9, 0.1], [0.8, 0.2]])
+        >>> test = compare_groups(profile_distances(rates), [0, 0, 0, 1, 1])
+        >>> test.p, test.labelings, test.enumerated, round(test.ratio)
+        (0.1, 10, True, 8)
+    """
+    labels = np.unique(np.asarray(groups), return_inverse=True)[1]
+    between, within = _distances(distances, labels)
+    total = _count_labelings(labels)
+    enumerated = total < ENUMERATED
+    others = _every_labeling(labels) if enumerated else _drawn(labels, draws, seed)
+    sums = np.concatenate([_within_sums(distances, block) for block in _blocks(others)])
+    own = _within_sums(distances, labels[None])[0]
+    as_far = int((sums <= own + 1e-9 * abs(own)).sum())
+    if enumerated:
+        return GroupTest(between, within, as_far / total, _alike(labels) / total, total, enumerated)
+    tried = 1 + draws
+    return GroupTest(between, within, (1 + as_far) / tried, 1 / tried, tried, enumerated)
+
+
+@dataclass(frozen=True)
+class FoundGroups:
+    """Groups that clustering found, and the test of them on images that did not make them.
+
+    Attributes:
+        classes: Labels of the classes that were parted: those with at least two images.
+        groups: Each one's group, numbered from 0.
+        test: On the other half of each class's images.
+    """
+
+    classes: tuple[int, ...]
+    groups: tuple[int, ...]
+    test: GroupTest
+
+
+def find_groups(
+    trace: ExecutionTrace, count: int | None = None, *, draws: int = 199, seed: int = 0
+) -> FoundGroups:
+    """Part the classes by clustering one half of each one's images, and test it on the other.
+
+    A test on the data that made the groups would find any noise parted. So would one on new images
+    of the same classes by permutation over classes, for classes do differ; what is asked is
+    whether labels say anything of what is executed. So the same is done, clustering and all, with
+    class labels permuted among images.
+
+    Args:
+        trace: Of a network with gates.
+        count: Number of groups; by default the one of 2 to 6 with the best silhouette.
+        draws: Permutations.
+        seed: Of the halves and of the permutations.
+
+    Raises:
+        UserError: Fewer than three classes have two images, or ``count`` is not from 2 to one less
+            than there are classes.
+    """
+    labels, sizes = np.unique(trace.images["label"].to_numpy(), return_counts=True)
+    labels = labels[sizes > 1]
+    if len(labels) < 3:
+        raise UserError(
+            f"groups of {len(labels)} classes with at least two images: expected three or more"
+        )
+    if count is not None and not 2 <= count < len(labels):
+        raise UserError(f"{count} groups of {len(labels)} classes: expected 2 to {len(labels) - 1}")
+    chosen = np.isin(trace.images["label"].to_numpy(), labels)
+    executed = trace.executed[chosen].astype(np.float32)
+    number = np.searchsorted(labels, trace.images["label"].to_numpy()[chosen])
+    random = np.random.default_rng(seed)
+    halves = 2 * number + _halved(number, random)
+    groups, between, within = _parted(executed, halves, count)
+    ratios = []
+    for _ in range(draws):
+        _, *apart = _parted(executed, random.permutation(halves), count)
+        ratios.append(_ratio(*apart))
+    as_far = sum(ratio >= _ratio(between, within) * (1 - 1e-9) for ratio in ratios)
+    p = (1 + as_far) / (1 + draws)
+    test = GroupTest(between, within, p, 1 / (1 + draws), 1 + draws, enumerated=False)
+    return FoundGroups(tuple(labels.tolist()), tuple(groups.tolist()), test)
+
+
+def _parted(
+    executed: npt.NDArray[np.float32], halves: Integers, count: int | None
+) -> tuple[Integers, float, float]:
+    """Cluster the even halves' rates; return the groups and the distances of the odd halves."""
+    one_hot = csr_array((np.ones(len(halves), np.float32), halves, np.arange(len(halves) + 1)))
+    sums = (one_hot.T @ executed).astype(np.float64)
+    rates = sums / np.bincount(halves)[:, None]
+    made, judged = rates[::2], rates[1::2]
+    groups = cluster(made, count)
+    return groups, *_distances(profile_distances(judged), groups)
+
+
+def cluster(rates: Floats, count: int | None = None) -> Integers:
+    """Part classes by their rate profiles, by Ward's method.
+
+    Args:
+        rates: ``(classes, gates)``, of three classes at least.
+        count: Number of groups; by default the one of 2 to 6 with the best silhouette.
+
+    Returns:
+        Each class's group; the first class's is 0, and so on in their order.
+
+    Example:
+        >>> cluster(np.array([[0.1, 0.9], [0.9, 0.1], [0.2, 0.9], [0.8, 0.2]])).tolist()
+        [0, 1, 0, 1]
+    """
+    tree = linkage(rates, "ward")
+    sizes = range(2, min(MOST_GROUPS, len(rates) - 1) + 1) if count is None else [count]
+    found = [_renumbered(cut_tree(tree, size)[:, 0]) for size in sizes]
+    if len(found) == 1:
+        return found[0]
+    distances = profile_distances(rates)
+    return max(found, key=lambda groups: silhouette_score(distances, groups, metric="precomputed"))
+
+
+def _renumbered(groups: Integers) -> Integers:
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    order: Integers = np.argsort(np.argsort(first))
+    return order[inverse]
+
+
+def _halved(labels: Integers, random: np.random.Generator) -> Integers:
+    """Return 0 or 1 an image, half of each class's images each, drawn at random."""
+    shuffled = random.permutation(len(labels))
+    order = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    starts = np.searchsorted(labels[order], labels[order])
+    halves = np.empty(len(labels), np.intp)
+    halves[order] = (np.arange(len(labels)) - starts) % 2
+    return halves
+
+
+def _distances(distances: Floats, labels: Integers) -> tuple[float, float]:
+    """Return the mean distance between groups and within them."""
+    same = labels[:, None] == labels
+    upper = np.triu(np.ones_like(same), 1)
+    if not (upper & same).any() or not (upper & ~same).any():
+        raise UserError(
+            f"{labels.max() + 1} groups of {len(labels)} classes: expected two groups or more, one "
+            "of them of two classes or more"
+        )
+    return float(distances[upper & ~same].mean()), float(distances[upper & same].mean())
+
+
+def _ratio(between: float, within: float) -> float:
+    if within:
+        return between / within
+    return inf if between else 1.0
+
+
+def _within_sums(distances: Floats, labels: Integers) -> Floats:
+    """Return the sum of distances within groups, of each labeling: ``(labelings, classes)``."""
+    member = (labels[:, :, None] == np.arange(labels.max() + 1)).astype(np.float64)
+    sums: Floats = np.einsum("lcg,lcg->l", member, np.matmul(distances, member))
+    return sums
+
+
+def _count_labelings(labels: Integers) -> int:
+    return factorial(len(labels)) // prod(map(factorial, np.bincount(labels).tolist()))
+
+
+def _alike(labels: Integers) -> int:
+    """Return how many labelings part the classes as these do: groups of one size swap labels."""
+    return prod(map(factorial, Counter(np.bincount(labels).tolist()).values()))
+
+
+def _every_labeling(labels: Integers) -> Iterator[Integers]:
+    """Yield each way to hand out labels, groups keeping their sizes."""
+    sizes = np.bincount(labels).tolist()
+
+    def handed(free: tuple[int, ...], group: int, made: Integers) -> Iterator[Integers]:
+        if group == len(sizes) - 1:
+            last = made.copy()
+            last[list(free)] = group
+            yield last
+            return
+        for chosen in combinations(free, sizes[group]):
+            given = made.copy()
+            given[list(chosen)] = group
+            yield from handed(tuple(c for c in free if c not in chosen), group + 1, given)
+
+    yield from handed(tuple(range(len(labels))), 0, np.zeros_like(labels))
+
+
+def _drawn(labels: Integers, draws: int, seed: int) -> Iterator[Integers]:
+    random = np.random.default_rng(seed)
+    return (random.permutation(labels) for _ in range(draws))
+
+
+def _blocks(labelings: Iterator[Any], entries: int = 2_000_000) -> Iterator[Integers]:
+    """Yield labelings stacked, as many as take little memory."""
+    block: list[Integers] = []
+    for labeling in labelings:
+        block.append(labeling)
+        if len(block) * len(labeling) * (labeling.max() + 1) >= entries:
+            yield np.stack(block)
+            block = []
+    if block:
+        yield np.stack(block)
