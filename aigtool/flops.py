@@ -5,9 +5,10 @@ only the path that the traced input takes, so blocks are counted with open and w
 and gates on their own. A gate's pooling is a mean, in which fvcore counts nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,7 @@ class BlockFlops:
         skippable: What a closed gate saves.
         gate: What the gate adds.
         gate_params: Parameters of the gate.
+        downsamples: Whether its features leave it in a lower resolution than they came in.
     """
 
     name: str
@@ -41,6 +43,7 @@ class BlockFlops:
     skippable: float = 0.0
     gate: float = 0.0
     gate_params: int = 0
+    downsamples: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,9 +129,13 @@ def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> Network
             opened = _count(network, image)
         with gate_policy(network, "closed"):
             closed = _count(network, image)
+            smaller = _downsampling(network, image, found)
         blocks = tuple(
             _with_gate(
-                BlockFlops(name, opened[name] / 1e9), opened[name] - closed[name], block, inputs
+                BlockFlops(name, opened[name] / 1e9, downsamples=name in smaller),
+                opened[name] - closed[name],
+                block,
+                inputs,
             )
             for name, block in (
                 (name, module) for name, module in network.named_modules() if name in found
@@ -155,6 +162,26 @@ def _with_gate(
         gate=_count(_GateLogits(gate), inputs[gate])[""] / 1e9,
         gate_params=sum(p.numel() for p in gate.parameters()),
     )
+
+
+@torch.no_grad()
+def _downsampling(network: nn.Module, image: Tensor, blocks: Collection[str]) -> set[str]:
+    """Return the names of the blocks that give fewer rows or columns than they take."""
+    found = set()
+
+    def note(name: str, _block: nn.Module, given: tuple[Tensor], features: Tensor) -> None:
+        if features.shape[-2:] != given[0].shape[-2:]:
+            found.add(name)
+
+    hooks = [
+        network.get_submodule(name).register_forward_hook(partial(note, name)) for name in blocks
+    ]
+    try:
+        network(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def _count(network: nn.Module, image: Tensor) -> dict[str, int]:

@@ -57,6 +57,14 @@ def test_a_projection_is_not_skippable() -> None:
     assert (downsample.gflops - downsample.skippable) * 1e9 == pytest.approx(projection)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnetv2_50"])
+def test_blocks_that_downsample_are_told(name: str) -> None:
+    """A ResNet's stages but for the first begin by halving the resolution."""
+    blocks = count_flops(convert(create_network(name)), (3, 64, 64)).blocks
+    first = [block.name for block in blocks if block.name.endswith(".0")]
+    assert [block.name for block in blocks if block.downsamples] == first[1:]
+
+
 def test_executed_by_hand() -> None:
     blocks = (
         BlockFlops("a", 0.4, True, 0.3, 0.01, 5),

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.cluster.hierarchy import cut_tree, linkage
-from scipy.sparse import csr_array
 from scipy.spatial.distance import pdist, squareform
 from sklearn.metrics import silhouette_score
 
+from aigtool.analysis.rates import sums_by
 from aigtool.errors import UserError
 from aigtool.trace import ExecutionTrace
 
@@ -154,7 +154,7 @@ def find_groups(
     if count is not None and not 2 <= count < len(labels):
         raise UserError(f"{count} groups of {len(labels)} classes: expected 2 to {len(labels) - 1}")
     chosen = np.isin(trace.images["label"].to_numpy(), labels)
-    executed = trace.executed[chosen].astype(np.float32)
+    executed = trace.executed[chosen].astype(np.float64)
     number = np.searchsorted(labels, trace.images["label"].to_numpy()[chosen])
     random = np.random.default_rng(seed)
     halves = 2 * number + _halved(number, random)
@@ -169,13 +169,10 @@ def find_groups(
     return FoundGroups(tuple(labels.tolist()), tuple(groups.tolist()), test)
 
 
-def _parted(
-    executed: npt.NDArray[np.float32], halves: Integers, count: int | None
-) -> tuple[Integers, float, float]:
+def _parted(executed: Floats, halves: Integers, count: int | None) -> tuple[Integers, float, float]:
     """Cluster the even halves' rates; return the groups and the distances of the odd halves."""
-    one_hot = csr_array((np.ones(len(halves), np.float32), halves, np.arange(len(halves) + 1)))
-    sums = (one_hot.T @ executed).astype(np.float64)
-    rates = sums / np.bincount(halves)[:, None]
+    images = np.bincount(halves)
+    rates = sums_by(halves, executed, len(images)) / images[:, None]
     made, judged = rates[::2], rates[1::2]
     groups = cluster(made, count)
     return groups, *_distances(profile_distances(judged), groups)

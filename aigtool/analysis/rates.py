@@ -3,28 +3,50 @@
 The examples' ``trace`` has four images and two gates.
 """
 
-import numpy as np
-import pandas as pd
+from collections.abc import Sequence
 
-from aigtool.trace import ExecutionTrace
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.sparse import csr_array
+
+from aigtool.intervals import wilson_interval
+from aigtool.trace import ADAPTIVE, ExecutionTrace
+
+KINDS = ("always on", "adaptive", "always off")
 
 
 def gate_rates(trace: ExecutionTrace) -> pd.DataFrame:
-    """Return a row a gate: ``gate``, counts ``executed`` and ``images``, ``rate``, ``probability``.
+    """Return a row a gate: how often it executes its block, and how much classes differ in that.
+
+    Columns ``gate``, ``downsamples`` (whether its block does), counts ``executed`` and ``images``,
+    ``rate`` with its 95 % Wilson interval ``low`` to ``high``, ``probability`` (the mean), ``kind``
+    (one of ``KINDS``), and over classes ``class_min``, ``class_max`` and ``class_stdev``.
 
     Example:
-        >>> gate_rates(trace)
-            gate  executed  images  rate  probability
-        0  first         4       4  1.00         0.75
-        1   last         1       4  0.25         0.75
+        >>> gate_rates(trace)[["gate", "executed", "images", "rate", "kind", "class_max"]]
+            gate  executed  images  rate       kind  class_max
+        0  first         4       4  1.00  always on        1.0
+        1   last         1       4  0.25   adaptive        0.5
     """
+    executed, images = trace.executed.sum(axis=0), len(trace.executed)
+    rate = trace.executed.mean(axis=0)
+    low, high = wilson_interval(executed, images)
+    by_class = class_rates(trace).to_numpy()
     return pd.DataFrame(
         {
             "gate": trace.gates,
-            "executed": trace.executed.sum(axis=0),
-            "images": len(trace.executed),
-            "rate": trace.executed.mean(axis=0),
+            "downsamples": [block.downsamples for block in trace.flops.gated_blocks],
+            "executed": executed,
+            "images": images,
+            "rate": rate,
+            "low": low,
+            "high": high,
             "probability": trace.probability.mean(axis=0),
+            "kind": np.select([rate >= ADAPTIVE[1], rate > ADAPTIVE[0]], KINDS[:2], KINDS[2]),
+            "class_min": by_class.min(axis=0),
+            "class_max": by_class.max(axis=0),
+            "class_stdev": by_class.std(axis=0),
         }
     )
 
@@ -41,11 +63,36 @@ def class_rates(trace: ExecutionTrace) -> pd.DataFrame:
         cat    1.0   0.0
         dog    1.0   0.5
     """
-    frame = pd.DataFrame(trace.executed, columns=list(trace.gates))
-    rates = frame.groupby(trace.images["label"].to_numpy()).mean()
-    names = trace.classes
-    rates.index = [str(label) if names is None else names[label] for label in rates.index]
-    return rates
+    labels, codes = np.unique(trace.images["label"].to_numpy(), return_inverse=True)
+    rates = sums_by(codes, trace.executed, len(labels)) / np.bincount(codes)[:, None]
+    return pd.DataFrame(rates, index=class_names(trace, labels.tolist()), columns=trace.gates)
+
+
+def class_table(trace: ExecutionTrace) -> pd.DataFrame:
+    """Return the same with counts, a row a class and gate, and 95 % Wilson intervals.
+
+    Example:
+        >>> class_table(trace).round(2).tail(2)
+          class   gate  executed  images  rate   low  high
+        2   dog  first         2       2   1.0  0.34  1.00
+        3   dog   last         1       2   0.5  0.09  0.91
+    """
+    labels, codes = np.unique(trace.images["label"].to_numpy(), return_inverse=True)
+    executed = sums_by(codes, trace.executed, len(labels)).astype(int)
+    images = np.broadcast_to(np.bincount(codes)[:, None], executed.shape)
+    low, high = wilson_interval(executed, images)
+    names = class_names(trace, labels.tolist())
+    return pd.DataFrame(
+        {
+            "class": np.repeat(names, len(trace.gates)),
+            "gate": np.tile(trace.gates, len(names)),
+            "executed": executed.ravel(),
+            "images": images.ravel(),
+            "rate": (executed / images).ravel(),
+            "low": low.ravel(),
+            "high": high.ravel(),
+        }
+    )
 
 
 def blocks_executed(trace: ExecutionTrace) -> pd.DataFrame:
@@ -63,3 +110,37 @@ def blocks_executed(trace: ExecutionTrace) -> pd.DataFrame:
     right = np.bincount(counts[trace.correct], minlength=len(bins))
     wrong = np.bincount(counts[~trace.correct], minlength=len(bins))
     return pd.DataFrame({"blocks": bins, "right": right, "wrong": wrong, "images": right + wrong})
+
+
+def class_names(trace: ExecutionTrace, labels: Sequence[int]) -> list[str]:
+    """Return the names of labels, or the labels themselves where names are not known.
+
+    Example:
+        >>> class_names(trace, [1])
+        ['dog']
+    """
+    names = trace.classes
+    return [str(label) if names is None else names[label] for label in labels]
+
+
+def sums_by(
+    codes: npt.NDArray[np.intp], values: npt.NDArray[np.generic], count: int
+) -> npt.NDArray[np.float64]:
+    """Return the sum of the rows of each code.
+
+    Args:
+        codes: ``(images,)``, 0 to ``count - 1``.
+        values: ``(images, columns)``.
+        count: Of codes.
+
+    Returns:
+        ``(count, columns)``.
+
+    Example:
+        >>> sums_by(np.array([0, 2, 0]), np.array([[1.0], [2.0], [3.0]]), 3).tolist()
+        [[4.0], [0.0], [2.0]]
+    """
+    rows = np.arange(len(codes) + 1)
+    one_hot = csr_array((np.ones(len(codes)), codes, rows), shape=(len(codes), count))
+    sums: npt.NDArray[np.float64] = one_hot.T @ values.astype(np.float64)
+    return sums

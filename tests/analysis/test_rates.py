@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from aigtool.analysis.rates import blocks_executed, class_rates, gate_rates
+from aigtool.analysis.rates import blocks_executed, class_rates, class_table, gate_rates
 from aigtool.flops import BlockFlops, NetworkFlops
 from aigtool.trace import ExecutionTrace
 
@@ -76,3 +76,28 @@ def test_histogram_counts_every_image_once(trace: ExecutionTrace) -> None:
     assert counts["images"].sum() == len(trace.images)
     assert counts["right"].sum() == trace.correct.sum()
     assert (counts["blocks"] * counts["images"]).sum() == trace.executed.sum()
+
+
+@given(traces())
+@settings(deadline=None)
+def test_the_long_table_has_the_same_rates_and_says_how_sure_they_are(
+    trace: ExecutionTrace,
+) -> None:
+    table = class_table(trace)
+    rates = table.pivot_table(index="class", columns="gate", values="rate", sort=False)
+    np.testing.assert_allclose(rates, class_rates(trace))
+    assert (table["low"] <= table["rate"]).all()
+    assert (table["rate"] <= table["high"]).all()
+    per_gate = table.groupby("gate", sort=False)[["executed", "images"]].sum()
+    np.testing.assert_array_equal(per_gate["executed"], trace.executed.sum(0))
+    assert {*per_gate["images"]} == {len(trace.images)}
+
+
+def test_gates_are_of_three_kinds() -> None:
+    executed = np.zeros((20, 4), dtype=bool)
+    executed[:1, 1] = executed[:10, 2] = executed[:, 3] = True  # 0, 5, 50 and 100 %
+    labels = np.repeat([0, 1], 10)
+    rates = gate_rates(make_trace(executed, labels, np.zeros(20, int), 2))
+    assert rates["kind"].tolist() == ["always off", "always off", "adaptive", "always on"]
+    assert rates["class_max"].tolist() == [0, 0.1, 1, 1]
+    assert rates["class_stdev"].tolist() == [0, 0.05, 0.5, 0]
