@@ -1,286 +1,95 @@
-"""Do groups of classes part in what they execute? Distances of rate profiles, and their tests."""
+"""Groups of classes that a user names, and what they execute."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import combinations
-from math import factorial, inf, prod
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-from scipy.cluster.hierarchy import cut_tree, linkage
-from scipy.spatial.distance import pdist, squareform
-from sklearn.metrics import silhouette_score
+import yaml
 
-from aigtool.analysis.rates import sums_by
+from aigtool.analysis.permutation import GroupTest, compare_groups, profile_distances
+from aigtool.analysis.rates import class_rates
 from aigtool.errors import UserError
 from aigtool.trace import ExecutionTrace
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.intp]
-
-ENUMERATED = 10_000
-"""Where there are fewer ways to label classes than this, all are tried."""
-MOST_GROUPS = 6
-"""Classes are parted into as many groups as this at most."""
-
-
-@dataclass(frozen=True)
-class GroupTest:
-    """How far apart groups of classes are, and how often chance would part them as far.
-
-    Attributes:
-        between: Mean distance of the rate profiles of classes of different groups, 0..1.
-        within: Of classes of one group.
-        p: Share of the labelings of no meaning that part as far, this one among them.
-        least_p: The smallest that it could be.
-        labelings: How many were compared with, this one among them.
-        enumerated: Whether these are all that there are.
-    """
-
-    between: float
-    within: float
-    p: float
-    least_p: float
-    labelings: int
-    enumerated: bool
-
-    @property
-    def ratio(self) -> float:
-        """``between / within``: 1 where groups mean nothing."""
-        return self.between / self.within if self.within else inf
+READY = {
+    "cifar10": {
+        "animals": ["bird", "cat", "deer", "dog", "frog", "horse"],
+        "vehicles": ["airplane", "automobile", "ship", "truck"],
+    }
+}
+"""Groups that have a name."""
 
 
-def profile_distances(rates: Floats) -> Floats:
-    """Return the distances of rate profiles: the root mean square difference over gates, 0..1.
+def read_groups(source: str | Path, classes: Sequence[str] | None) -> dict[str, list[str]]:
+    """Return groups of classes by name: ready-made ones, or those of a YAML file.
 
     Args:
-        rates: ``(classes, gates)``.
-
-    Returns:
-        ``(classes, classes)``.
-
-    Example:
-        >>> profile_distances(np.array([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])).tolist()
-        [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]
-    """
-    distances: Floats = squareform(pdist(rates)) / np.sqrt(max(1, rates.shape[1]))
-    return distances
-
-
-def compare_groups(
-    distances: Floats, groups: Sequence[int], *, draws: int = ENUMERATED - 1, seed: int = 0
-) -> GroupTest:
-    """Test groups that were given, by permutation over classes.
-
-    Were the groups of no meaning, any other classes could bear their labels: all ways to hand the
-    labels out are compared where there are fewer than 10,000, else so many drawn at random. The
-    test is exact for groups that were not chosen by looking at these rates.
-
-    Args:
-        distances: ``(classes, classes)``, of their rate profiles.
-        groups: Each class's group.
-        draws: Labelings drawn where there are too many to try all.
-        seed: Of the draws.
-
-    Returns:
-        Distances, and the p-value of a mean distance within groups as small as this.
+        source: A name in ``READY``, or a file that maps each group to a list of class names.
+        classes: The names that there are.
 
     Raises:
-        UserError: There are fewer than two groups, or all have a single class.
+        UserError: There is no such file, it is no such map, or a class is in two groups or not
+            among the names.
 
     Example:
-        >>> rates = np.array([[0.1, 0.9], [0.2, 0.9], [0.1, 0.8], [0.9, 0.1], [0.8, 0.2]])
-        >>> test = compare_groups(profile_distances(rates), [0, 0, 0, 1, 1])
-        >>> test.p, test.labelings, test.enumerated, round(test.ratio)
-        (0.1, 10, True, 8)
+        >>> names = ["airplane", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+        >>> list(read_groups("cifar10", ["automobile", *names]))
+        ['animals', 'vehicles']
+        >>> read_groups("cifar10", names)
+        Traceback (most recent call last):
+        ...
+        aigtool.errors.UserError: groups cifar10: no class named automobile; the classes are \
+airplane, bird, cat, deer, dog, ...
     """
-    labels = np.unique(np.asarray(groups), return_inverse=True)[1]
-    between, within = _distances(distances, labels)
-    total = _count_labelings(labels)
-    enumerated = total < ENUMERATED
-    others = _every_labeling(labels) if enumerated else _drawn(labels, draws, seed)
-    sums = np.concatenate([_within_sums(distances, block) for block in _blocks(others)])
-    own = _within_sums(distances, labels[None])[0]
-    as_far = int((sums <= own + 1e-9 * abs(own)).sum())
-    if enumerated:
-        return GroupTest(between, within, as_far / total, _alike(labels) / total, total, enumerated)
-    tried = 1 + draws
-    return GroupTest(between, within, (1 + as_far) / tried, 1 / tried, tried, enumerated)
+    if classes is None:
+        raise UserError(
+            f"groups {source}: the classes have no names here, by which groups are given; name "
+            "them in the model file, or leave --groups out"
+        )
+    groups = READY[str(source)] if str(source) in READY else _read(Path(source))
+    named = [name for members in groups.values() for name in members]
+    known = f"the classes are {', '.join(classes[:5])}{', ...' * (len(classes) > 5)}"
+    if unknown := [name for name in named if name not in classes]:
+        raise UserError(f"groups {source}: no class named {', '.join(unknown[:3])}; {known}")
+    if twice := [name for name, count in Counter(named).items() if count > 1]:
+        raise UserError(f"groups {source}: class {twice[0]} twice; expected it in one group")
+    return groups
 
 
-@dataclass(frozen=True)
-class FoundGroups:
-    """Groups that clustering found, and the test of them on images that did not make them.
+def _read(file: Path) -> dict[str, list[str]]:
+    example = "expected a group a line, such as 'animals: [cat, dog]'"
+    if not file.is_file():
+        raise UserError(
+            f"groups {file}: no such file; expected a YAML file, or one of {', '.join(READY)}"
+        )
+    try:
+        found = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"groups {file} is not YAML ({reason}): {example}") from error
+    if not isinstance(found, dict) or not all(
+        isinstance(members, list) and members for members in found.values()
+    ):
+        raise UserError(f"groups {file}: {example}")
+    return {str(name): [str(member) for member in members] for name, members in found.items()}
 
-    Attributes:
-        classes: Labels of the classes that were parted: those with at least two images.
-        groups: Each one's group, numbered from 0.
-        test: On the other half of each class's images.
-    """
 
-    classes: tuple[int, ...]
-    groups: tuple[int, ...]
-    test: GroupTest
-
-
-def find_groups(
-    trace: ExecutionTrace, count: int | None = None, *, draws: int = 199, seed: int = 0
-) -> FoundGroups:
-    """Part the classes by clustering one half of each one's images, and test it on the other.
-
-    A test on the data that made the groups would find any noise parted. So would one on new images
-    of the same classes by permutation over classes, for classes do differ; what is asked is
-    whether labels say anything of what is executed. So the same is done, clustering and all, with
-    class labels permuted among images.
-
-    Args:
-        trace: Of a network with gates.
-        count: Number of groups; by default the one of 2 to 6 with the best silhouette.
-        draws: Permutations.
-        seed: Of the halves and of the permutations.
+def compare_given(trace: ExecutionTrace, groups: Mapping[str, Sequence[str]]) -> GroupTest:
+    """Test groups that were given, over the classes that have images.
 
     Raises:
-        UserError: Fewer than three classes have two images, or ``count`` is not from 2 to one less
-            than there are classes.
-    """
-    labels, sizes = np.unique(trace.images["label"].to_numpy(), return_counts=True)
-    labels = labels[sizes > 1]
-    if len(labels) < 3:
-        raise UserError(
-            f"groups of {len(labels)} classes with at least two images: expected three or more"
-        )
-    if count is not None and not 2 <= count < len(labels):
-        raise UserError(f"{count} groups of {len(labels)} classes: expected 2 to {len(labels) - 1}")
-    chosen = np.isin(trace.images["label"].to_numpy(), labels)
-    executed = trace.executed[chosen].astype(np.float64)
-    number = np.searchsorted(labels, trace.images["label"].to_numpy()[chosen])
-    random = np.random.default_rng(seed)
-    halves = 2 * number + _halved(number, random)
-    groups, between, within = _parted(executed, halves, count)
-    ratios = []
-    for _ in range(draws):
-        _, *apart = _parted(executed, random.permutation(halves), count)
-        ratios.append(_ratio(*apart))
-    as_far = sum(ratio >= _ratio(between, within) * (1 - 1e-9) for ratio in ratios)
-    p = (1 + as_far) / (1 + draws)
-    test = GroupTest(between, within, p, 1 / (1 + draws), 1 + draws, enumerated=False)
-    return FoundGroups(tuple(labels.tolist()), tuple(groups.tolist()), test)
-
-
-def _parted(executed: Floats, halves: Integers, count: int | None) -> tuple[Integers, float, float]:
-    """Cluster the even halves' rates; return the groups and the distances of the odd halves."""
-    images = np.bincount(halves)
-    rates = sums_by(halves, executed, len(images)) / images[:, None]
-    made, judged = rates[::2], rates[1::2]
-    groups = cluster(made, count)
-    return groups, *_distances(profile_distances(judged), groups)
-
-
-def cluster(rates: Floats, count: int | None = None) -> Integers:
-    """Part classes by their rate profiles, by Ward's method.
-
-    Args:
-        rates: ``(classes, gates)``, of three classes at least.
-        count: Number of groups; by default the one of 2 to 6 with the best silhouette.
-
-    Returns:
-        Each class's group; the first class's is 0, and so on in their order.
+        UserError: Fewer than two groups have classes with images, or all have one.
 
     Example:
-        >>> cluster(np.array([[0.1, 0.9], [0.9, 0.1], [0.2, 0.9], [0.8, 0.2]])).tolist()
-        [0, 1, 0, 1]
+        >>> compare_given(trace, {"pets": ["cat"], "others": ["dog"]})
+        Traceback (most recent call last):
+        ...
+        aigtool.errors.UserError: 2 groups of 2 classes: expected two groups or more, one of them \
+of two classes or more
     """
-    tree = linkage(rates, "ward")
-    sizes = range(2, min(MOST_GROUPS, len(rates) - 1) + 1) if count is None else [count]
-    found = [_renumbered(cut_tree(tree, size)[:, 0]) for size in sizes]
-    if len(found) == 1:
-        return found[0]
-    distances = profile_distances(rates)
-    return max(found, key=lambda groups: silhouette_score(distances, groups, metric="precomputed"))
-
-
-def _renumbered(groups: Integers) -> Integers:
-    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
-    order: Integers = np.argsort(np.argsort(first))
-    return order[inverse]
-
-
-def _halved(labels: Integers, random: np.random.Generator) -> Integers:
-    """Return 0 or 1 an image, half of each class's images each, drawn at random."""
-    shuffled = random.permutation(len(labels))
-    order = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    starts = np.searchsorted(labels[order], labels[order])
-    halves = np.empty(len(labels), np.intp)
-    halves[order] = (np.arange(len(labels)) - starts) % 2
-    return halves
-
-
-def _distances(distances: Floats, labels: Integers) -> tuple[float, float]:
-    """Return the mean distance between groups and within them."""
-    same = labels[:, None] == labels
-    upper = np.triu(np.ones_like(same), 1)
-    if not (upper & same).any() or not (upper & ~same).any():
-        raise UserError(
-            f"{labels.max() + 1} groups of {len(labels)} classes: expected two groups or more, one "
-            "of them of two classes or more"
-        )
-    return float(distances[upper & ~same].mean()), float(distances[upper & same].mean())
-
-
-def _ratio(between: float, within: float) -> float:
-    if within:
-        return between / within
-    return inf if between else 1.0
-
-
-def _within_sums(distances: Floats, labels: Integers) -> Floats:
-    """Return the sum of distances within groups, of each labeling: ``(labelings, classes)``."""
-    member = (labels[:, :, None] == np.arange(labels.max() + 1)).astype(np.float64)
-    sums: Floats = np.einsum("lcg,lcg->l", member, np.matmul(distances, member))
-    return sums
-
-
-def _count_labelings(labels: Integers) -> int:
-    return factorial(len(labels)) // prod(map(factorial, np.bincount(labels).tolist()))
-
-
-def _alike(labels: Integers) -> int:
-    """Return how many labelings part the classes as these do: groups of one size swap labels."""
-    return prod(map(factorial, Counter(np.bincount(labels).tolist()).values()))
-
-
-def _every_labeling(labels: Integers) -> Iterator[Integers]:
-    """Yield each way to hand out labels, groups keeping their sizes."""
-    sizes = np.bincount(labels).tolist()
-
-    def handed(free: tuple[int, ...], group: int, made: Integers) -> Iterator[Integers]:
-        if group == len(sizes) - 1:
-            last = made.copy()
-            last[list(free)] = group
-            yield last
-            return
-        for chosen in combinations(free, sizes[group]):
-            given = made.copy()
-            given[list(chosen)] = group
-            yield from handed(tuple(c for c in free if c not in chosen), group + 1, given)
-
-    yield from handed(tuple(range(len(labels))), 0, np.zeros_like(labels))
-
-
-def _drawn(labels: Integers, draws: int, seed: int) -> Iterator[Integers]:
-    random = np.random.default_rng(seed)
-    return (random.permutation(labels) for _ in range(draws))
-
-
-def _blocks(labelings: Iterator[Any], entries: int = 2_000_000) -> Iterator[Integers]:
-    """Yield labelings stacked, as many as take little memory."""
-    block: list[Integers] = []
-    for labeling in labelings:
-        block.append(labeling)
-        if len(block) * len(labeling) * (labeling.max() + 1) >= entries:
-            yield np.stack(block)
-            block = []
-    if block:
-        yield np.stack(block)
+    rates = class_rates(trace)
+    group_of = {name: group for group, members in groups.items() for name in members}
+    rates = rates[[name in group_of for name in rates.index]]
+    numbers = np.unique([group_of[name] for name in rates.index], return_inverse=True)[1]
+    return compare_groups(profile_distances(rates.to_numpy()), numbers.tolist())

@@ -1,135 +1,71 @@
-"""Groups that were planted are found, and chance is not taken for groups."""
+"""Groups that a user names: read, refused and compared."""
 
-from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from aigtool.analysis.groups import cluster, compare_groups, find_groups, profile_distances
+from aigtool.analysis.groups import READY, compare_given, read_groups
 from aigtool.errors import UserError
 from aigtool.trace import ExecutionTrace
-from tests.analysis.test_rates import make_trace
+from tests.analysis.made import planted, traced
+
+NAMES = [f"class {number}" for number in range(10)]
 
 
-def traced(rates: np.ndarray, images: int, seed: int) -> ExecutionTrace:
-    """Return a trace of so many images of each class, with these rates ``(classes, gates)``."""
-    random = np.random.default_rng(seed)
-    labels = random.permutation(np.repeat(np.arange(len(rates)), images))
-    executed = random.random((len(labels), rates.shape[1])) < rates[labels]
-    return make_trace(executed, labels, np.zeros(len(labels), int), len(rates))
+@pytest.fixture
+def trace() -> ExecutionTrace:
+    return traced(planted()[0], images=40, seed=0)
 
 
-def planted(classes: int = 10, gates: int = 12) -> tuple[np.ndarray, list[int]]:
-    """Return rates of two groups, of four and of the other classes, and the groups."""
-    groups = [0, 1, 1, 0, 1, 1, 0, *[1] * (classes - 8), 0]
-    rates = np.where(np.array(groups)[:, None] == np.arange(gates) % 2, 0.7, 0.3)
-    return rates, groups
-
-
-def test_planted_groups_are_found_and_told_from_chance() -> None:
-    rates, groups = planted()
-    found = find_groups(traced(rates, images=40, seed=0), draws=99)
-    assert found.classes == tuple(range(10))
-    assert found.groups == tuple(groups)
-    assert found.test.p == found.test.least_p == 0.01
-    assert found.test.ratio > 2
-
-
-def test_given_groups_have_the_least_p_that_they_can() -> None:
-    rates, groups = planted()
-    test = compare_groups(profile_distances(rates), groups)
-    assert (test.labelings, test.enumerated, test.p) == (210, True, 1 / 210)
-    assert test.p == test.least_p
-    assert test.within == 0
-    assert test.between == pytest.approx(0.4)
-
-
-def test_groups_of_one_size_swap_their_labels() -> None:
-    rates = np.repeat([[0.2], [0.8]], 3, axis=0)
-    test = compare_groups(profile_distances(rates), [0, 0, 0, 1, 1, 1])
-    assert (test.labelings, test.p, test.least_p) == (20, 0.1, 0.1)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 2), min_size=3, max_size=6), st.integers(0, 99))
-def test_every_labeling_counts_alike(groups: list[int], seed: int) -> None:
-    """Against all permutations of the classes, one after the other."""
-    rates = np.random.default_rng(seed).random((len(groups), 3))
-    distances = profile_distances(rates)
-    if len({*groups}) in (1, len(groups)):
-        with pytest.raises(UserError, match="expected two groups or more"):
-            compare_groups(distances, groups)
-        return
-
-    def within(labels: tuple[int, ...]) -> float:
-        pairs = [
-            distances[a, b] for a in range(len(labels)) for b in range(a) if labels[a] == labels[b]
-        ]
-        return float(np.mean(pairs))
-
-    own = within(tuple(groups))
-    as_far = [within(labels) <= own + 1e-9 for labels in permutations(groups)]
-    test = compare_groups(distances, groups)
-    assert test.p == pytest.approx(np.mean(as_far))
-    assert test.within == pytest.approx(own)
-    assert test.p >= test.least_p
-
-
-def test_labelings_are_drawn_where_they_are_too_many() -> None:
-    rates, groups = planted(classes=24)
-    test = compare_groups(profile_distances(rates), groups, draws=499)
-    assert (test.labelings, test.enumerated, test.p) == (500, False, 1 / 500)
-
-
-def often(ps: list[float], level: float) -> float:
-    """Return the share of p-values at or under a level, less three standard errors of it."""
-    return float(np.mean(np.array(ps) <= level)) - 3 * (level * (1 - level) / len(ps)) ** 0.5
-
-
-@pytest.mark.parametrize("level", [0.05, 0.2])
-def test_groups_of_no_meaning_are_seldom_taken_for_some(level: float) -> None:
-    random = np.random.default_rng(0)
-    groups = [0, 0, 0, 0, 1, 1, 1, 2]
-    ps = [compare_groups(profile_distances(random.random((8, 5))), groups).p for _ in range(400)]
-    assert often(ps, level) <= level
-
-
-def test_found_groups_of_no_meaning_are_seldom_taken_for_some() -> None:
-    ps = [
-        find_groups(
-            traced(np.full((6, 4), 0.5), images=8, seed=seed), 2, draws=19, seed=seed
-        ).test.p
-        for seed in range(200)
-    ]
-    for level in (0.05, 0.2):
-        assert often(ps, level) <= level
-    assert np.mean(np.array(ps) <= 0.2) > 0.1  # and not for want of any power
-
-
-def test_groups_are_asked_for_by_number() -> None:
-    rates, _ = planted()
-    assert len({*find_groups(traced(rates, images=20, seed=1), 3, draws=1).groups}) == 3
-    with pytest.raises(UserError, match="10 groups of 10 classes: expected 2 to 9"):
-        find_groups(traced(rates, images=2, seed=1), 10)
-    with pytest.raises(UserError, match="groups of 2 classes with at least two images"):
-        find_groups(traced(rates[:2], images=2, seed=1))
-
-
-def test_classes_of_one_image_are_left_out() -> None:
-    trace = traced(planted()[0], images=4, seed=0)
-    labels = trace.images["label"]
-    trace = make_trace(
-        trace.executed, np.where(labels == 3, 11, labels), np.zeros(len(labels), int), 12
+def test_a_files_groups_are_compared(trace: ExecutionTrace, tmp_path: Path) -> None:
+    _, groups = planted()
+    named = {kind: np.flatnonzero(np.array(groups) == kind).tolist() for kind in (0, 1)}
+    file = tmp_path / "groups.yaml"
+    file.write_text(
+        "\n".join(f"{kind}: [{', '.join(NAMES[n] for n in named[kind])}]" for kind in (0, 1))
     )
-    first = int(np.flatnonzero(labels == 4)[0])
-    alone = np.where((labels == 4) & (np.arange(len(labels)) != first), 5, trace.images["label"])
-    found = find_groups(make_trace(trace.executed, alone, np.zeros(len(labels), int), 12), draws=1)
-    assert found.classes == (0, 1, 2, 5, 6, 7, 8, 9, 11)
+    read = read_groups(file, trace.classes)
+    assert read == {str(kind): [NAMES[n] for n in named[kind]] for kind in (0, 1)}
+    assert compare_given(trace, read).p == 1 / 210
 
 
-def test_classes_that_are_all_alike_do_not_part() -> None:
-    assert len({*cluster(np.zeros((5, 3))).tolist()}) == 2
-    found = find_groups(traced(np.ones((5, 3)), images=4, seed=0), draws=9)
-    assert (found.test.p, found.test.between, found.test.within) == (1, 0, 0)
+def test_classes_of_no_group_are_left_out(trace: ExecutionTrace) -> None:
+    test = compare_given(trace, {"a": ["class 0", "class 3"], "b": ["class 1", "class 2"]})
+    assert (test.labelings, test.least_p) == (6, 1 / 3)
+    assert test.p == 1 / 3
+
+
+def test_cifar10_is_two_groups_of_all_its_classes() -> None:
+    groups = READY["cifar10"]
+    assert [len(members) for members in groups.values()] == [6, 4]
+    assert len({*groups["animals"], *groups["vehicles"]}) == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such file; expected a YAML file, or one of cifar10"),
+        ("a: [class 0", "is not YAML"),
+        ("- class 0", "expected a group a line, such as 'animals: [cat, dog]'"),
+        ("a: class 0", "expected a group a line"),
+        ("a: []", "expected a group a line"),
+        ("a: [class 0, klass]", "no class named klass; the classes are class 0, class 1"),
+        ("a: [class 0]\nb: [class 0]", "class class 0 twice; expected it in one group"),
+    ],
+)
+def test_wrong_groups_are_told(text: str | None, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "groups.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError) as told:
+        read_groups(file, NAMES)
+    assert message in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_classes_without_names_have_no_groups(trace: ExecutionTrace) -> None:
+    with pytest.raises(UserError, match="the classes have no names here"):
+        read_groups("cifar10", None)
+    with pytest.raises(UserError, match="1 groups of 2 classes: expected two groups or more"):
+        compare_given(trace, {"a": ["class 0", "class 3"], "b": ["no image of it"]})

@@ -1,0 +1,135 @@
+"""Groups of classes that clustering finds, tested on images that did not make them."""
+
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+from scipy.cluster.hierarchy import cut_tree, linkage
+from sklearn.metrics import silhouette_score
+
+from aigtool.analysis.permutation import (
+    Floats,
+    GroupTest,
+    Integers,
+    mean_distances,
+    profile_distances,
+)
+from aigtool.analysis.rates import sums_by
+from aigtool.errors import UserError
+from aigtool.trace import ExecutionTrace
+
+MOST_GROUPS = 6
+"""Classes are parted into as many groups as this at most."""
+
+
+@dataclass(frozen=True)
+class FoundGroups:
+    """Groups that clustering found, and the test of them on images that did not make them.
+
+    Attributes:
+        classes: Labels of the classes that were parted: those with at least two images.
+        groups: Each one's group, numbered from 0.
+        test: On the other half of each class's images.
+    """
+
+    classes: tuple[int, ...]
+    groups: tuple[int, ...]
+    test: GroupTest
+
+
+def find_groups(
+    trace: ExecutionTrace, count: int | None = None, *, draws: int = 199, seed: int = 0
+) -> FoundGroups:
+    """Part the classes by clustering one half of each one's images, and test it on the other.
+
+    A test on the data that made the groups would find any noise parted. So would one on new images
+    of the same classes by permutation over classes, for classes do differ; what is asked is
+    whether labels say anything of what is executed. So the same is done, clustering and all, with
+    class labels permuted among images.
+
+    Args:
+        trace: Of a network with gates.
+        count: Number of groups; by default the one of 2 to 6 with the best silhouette.
+        draws: Permutations.
+        seed: Of the halves and of the permutations.
+
+    Raises:
+        UserError: Fewer than three classes have two images, or ``count`` is not from 2 to one less
+            than there are classes.
+    """
+    labels, sizes = np.unique(trace.images["label"].to_numpy(), return_counts=True)
+    labels = labels[sizes > 1]
+    if len(labels) < 3:
+        raise UserError(
+            f"groups of {len(labels)} classes with at least two images: expected three or more"
+        )
+    if count is not None and not 2 <= count < len(labels):
+        raise UserError(f"{count} groups of {len(labels)} classes: expected 2 to {len(labels) - 1}")
+    chosen = np.isin(trace.images["label"].to_numpy(), labels)
+    executed = trace.executed[chosen].astype(np.float64)
+    number = np.searchsorted(labels, trace.images["label"].to_numpy()[chosen])
+    random = np.random.default_rng(seed)
+    halves = 2 * number + _halved(number, random)
+    groups, between, within = _parted(executed, halves, count)
+    ratios = []
+    for _ in range(draws):
+        _, *apart = _parted(executed, random.permutation(halves), count)
+        ratios.append(_ratio(*apart))
+    as_far = sum(ratio >= _ratio(between, within) * (1 - 1e-9) for ratio in ratios)
+    p = (1 + as_far) / (1 + draws)
+    test = GroupTest(between, within, p, 1 / (1 + draws), 1 + draws, enumerated=False)
+    return FoundGroups(tuple(labels.tolist()), tuple(groups.tolist()), test)
+
+
+def _parted(executed: Floats, halves: Integers, count: int | None) -> tuple[Integers, float, float]:
+    """Cluster the even halves' rates; return the groups and the distances of the odd halves."""
+    images = np.bincount(halves)
+    rates = sums_by(halves, executed, len(images)) / images[:, None]
+    made, judged = rates[::2], rates[1::2]
+    groups = cluster(made, count)
+    return groups, *mean_distances(profile_distances(judged), groups)
+
+
+def cluster(rates: Floats, count: int | None = None) -> Integers:
+    """Part classes by their rate profiles, by Ward's method.
+
+    Args:
+        rates: ``(classes, gates)``, of three classes at least.
+        count: Number of groups; by default the one of 2 to 6 with the best silhouette.
+
+    Returns:
+        Each class's group; the first class's is 0, and so on in their order.
+
+    Example:
+        >>> cluster(np.array([[0.1, 0.9], [0.9, 0.1], [0.2, 0.9], [0.8, 0.2]])).tolist()
+        [0, 1, 0, 1]
+    """
+    tree = linkage(rates, "ward")
+    sizes = range(2, min(MOST_GROUPS, len(rates) - 1) + 1) if count is None else [count]
+    found = [_renumbered(cut_tree(tree, size)[:, 0]) for size in sizes]
+    if len(found) == 1:
+        return found[0]
+    distances = profile_distances(rates)
+    return max(found, key=lambda groups: silhouette_score(distances, groups, metric="precomputed"))
+
+
+def _renumbered(groups: Integers) -> Integers:
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    order: Integers = np.argsort(np.argsort(first))
+    return order[inverse]
+
+
+def _halved(labels: Integers, random: np.random.Generator) -> Integers:
+    """Return 0 or 1 an image, half of each class's images each, drawn at random."""
+    shuffled = random.permutation(len(labels))
+    order = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    starts = np.searchsorted(labels[order], labels[order])
+    halves = np.empty(len(labels), np.intp)
+    halves[order] = (np.arange(len(labels)) - starts) % 2
+    return halves
+
+
+def _ratio(between: float, within: float) -> float:
+    if within:
+        return between / within
+    return inf if between else 1.0
