@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import inf
 
 import numpy as np
-from scipy.cluster.hierarchy import cut_tree, linkage
+from scipy.cluster.hierarchy import cut_tree, leaves_list, linkage
 from sklearn.metrics import silhouette_score
 
 from aigtool.analysis.permutation import (
@@ -88,6 +88,33 @@ def _parted(executed: Floats, halves: Integers, count: int | None) -> tuple[Inte
     made, judged = rates[::2], rates[1::2]
     groups = cluster(made, count)
     return groups, *mean_distances(profile_distances(judged), groups)
+
+
+def class_tree(rates: Floats) -> Floats:
+    """Return the tree that Ward's method makes of classes, those next to each other alike.
+
+    Args:
+        rates: ``(classes, gates)``.
+
+    Returns:
+        ``(classes - 1, 4)``, the merges, as scipy's ``linkage`` gives them; leaves in the order in
+        which neighbours differ least (Bar-Joseph, Gifford and Jaakkola, 2001).
+    """
+    if len(rates) < 2:
+        return np.zeros((0, 4))
+    tree: Floats = linkage(rates, "ward", optimal_ordering=True)
+    return tree
+
+
+def class_order(tree: Floats) -> Integers:
+    """Return the classes in the order of a tree's leaves.
+
+    Example:
+        >>> class_order(class_tree(np.array([[0.1], [0.9], [0.2], [0.8]]))).tolist()
+        [1, 3, 2, 0]
+    """
+    order: Integers = leaves_list(tree) if len(tree) else np.zeros(1, np.intp)
+    return order
 
 
 def cluster(rates: Floats, count: int | None = None) -> Integers:

@@ -19,9 +19,10 @@ KINDS = ("always on", "adaptive", "always off")
 def gate_rates(trace: ExecutionTrace) -> pd.DataFrame:
     """Return a row a gate: how often it executes its block, and how much classes differ in that.
 
-    Columns ``gate``, ``downsamples`` (whether its block does), counts ``executed`` and ``images``,
-    ``rate`` with its 95 % Wilson interval ``low`` to ``high``, ``probability`` (the mean), ``kind``
-    (one of ``KINDS``), and over classes ``class_min``, ``class_max`` and ``class_stdev``.
+    Columns ``gate``, ``stage``, ``downsamples`` and ``last`` (whether its block does, and is its
+    stage's last), counts ``executed`` and ``images``, ``rate`` with its 95 % Wilson interval
+    ``low`` to ``high``, ``probability`` (the mean), ``kind`` (one of ``KINDS``), and over classes
+    ``class_min``, ``class_max`` and ``class_stdev``.
 
     Example:
         >>> gate_rates(trace)[["gate", "executed", "images", "rate", "kind", "class_max"]]
@@ -33,10 +34,13 @@ def gate_rates(trace: ExecutionTrace) -> pd.DataFrame:
     rate = trace.executed.mean(axis=0)
     low, high = wilson_interval(executed, images)
     by_class = class_rates(trace).to_numpy()
+    last = {stage_of(block.name): block.name for block in trace.flops.blocks}.values()
     return pd.DataFrame(
         {
             "gate": trace.gates,
+            "stage": [stage_of(name) for name in trace.gates],
             "downsamples": [block.downsamples for block in trace.flops.gated_blocks],
+            "last": [name in last for name in trace.gates],
             "executed": executed,
             "images": images,
             "rate": rate,
@@ -110,6 +114,16 @@ def blocks_executed(trace: ExecutionTrace) -> pd.DataFrame:
     right = np.bincount(counts[trace.correct], minlength=len(bins))
     wrong = np.bincount(counts[~trace.correct], minlength=len(bins))
     return pd.DataFrame({"blocks": bins, "right": right, "wrong": wrong, "images": right + wrong})
+
+
+def stage_of(block: str) -> str:
+    """Return the name of the stage that a block is in: that of what holds it.
+
+    Example:
+        >>> stage_of("layer3.0"), stage_of("stages.1.blocks.0")
+        ('layer3', 'stages.1.blocks')
+    """
+    return block.rpartition(".")[0]
 
 
 def class_names(trace: ExecutionTrace, labels: Sequence[int]) -> list[str]:

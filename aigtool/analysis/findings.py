@@ -1,0 +1,78 @@
+"""What a trace says, in figures: what ``analysis.json`` holds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from math import isfinite
+from typing import Any
+
+from aigtool.analysis.clustering import find_groups
+from aigtool.analysis.costs import cost_of_errors
+from aigtool.analysis.groups import compare_given
+from aigtool.analysis.permutation import GroupTest
+from aigtool.analysis.rates import class_names
+from aigtool.errors import UserError
+from aigtool.trace import ExecutionTrace
+
+
+def findings(
+    trace: ExecutionTrace,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    *,
+    clusters: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return the headline figures, whether groups of classes part, and whether errors cost more.
+
+    Args:
+        trace: Of a network with gates.
+        groups: Names of classes by the name of their group, to be tested too.
+        clusters: How many groups to find; by default as many as part the classes best.
+        seed: Of what is drawn.
+
+    Returns:
+        ``summary`` (``ExecutionTrace.summary``), ``errors`` (``cost_of_errors``),
+        ``found_groups`` and, where groups are given, ``given_groups``: their ``members``, and the
+        test's ``between``, ``within``, ``ratio``, ``p``, ``least_p``, ``labelings`` and
+        ``enumerated``. Where classes are too few to be parted, ``reason`` says so instead.
+
+    Example:
+        >>> found = findings(trace)
+        >>> found["found_groups"]
+        {'reason': 'groups of 2 classes with at least two images: expected three or more'}
+    """
+    given = {} if groups is None else {"given_groups": _given(trace, groups)}
+    return {
+        "data": trace.source,
+        "summary": trace.summary(),
+        "errors": cost_of_errors(trace),
+        "found_groups": _found(trace, clusters, seed),
+        **given,
+    }
+
+
+def _found(trace: ExecutionTrace, clusters: int | None, seed: int) -> dict[str, Any]:
+    try:
+        found = find_groups(trace, clusters, seed=seed)
+    except UserError as error:
+        if clusters is not None:
+            raise
+        return {"reason": str(error)}
+    names = class_names(trace, found.classes)
+    members = [
+        [name for name, group in zip(names, found.groups, strict=True) if group == number]
+        for number in range(max(found.groups) + 1)
+    ]
+    return {"members": members, **_tested(found.test)}
+
+
+def _given(trace: ExecutionTrace, groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    members = {name: [*names] for name, names in groups.items()}
+    try:
+        return {"members": members, **_tested(compare_given(trace, groups))}
+    except UserError as error:
+        return {"members": members, "reason": str(error)}
+
+
+def _tested(test: GroupTest) -> dict[str, Any]:
+    ratio = test.ratio if isfinite(test.ratio) else None  # of groups that do not differ within
+    return {**asdict(test), "ratio": ratio}
