@@ -60,9 +60,14 @@ def new_figure(
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, columns)).tolist()
-    room = int(13 * width)  # characters of the heading's size that fit
+    head(figure, title, about)
+    return figure, axes
+
+
+def head(figure: Figure, title: str, about: str = "") -> None:
+    """Write a figure's title, and under it which data it shows, as much as there is room for."""
+    room = int(13 * figure.get_figwidth())  # characters of the heading's size that fit
     about = about if len(about) <= room else f"…{about[1 - room :]}"
     heading = "\n".join(line for line in (title, about) if line)
     if heading:
         figure.suptitle(heading, x=0.012, ha="left", fontsize=10)
-    return figure, axes

@@ -8,6 +8,9 @@ from aigtool.errors import UserError
 from aigtool.output import replacing
 from aigtool.trace import ExecutionTrace
 
+MOST_ROWS = 100
+"""Of more classes than these, the picture shows bands; the table has each of them."""
+
 
 def write_figures(trace: ExecutionTrace, folder: str | Path) -> list[Path]:
     """Write each figure of a trace as PNG and its numbers as CSV.
@@ -34,7 +37,7 @@ def write_figures(trace: ExecutionTrace, folder: str | Path) -> list[Path]:
     made = {
         "class_rates": (
             by_class.rename_axis("class").reset_index(),
-            class_heatmap(by_class, about),
+            class_heatmap(by_class, by_gate, about, most_rows=MOST_ROWS),
         ),
         "gate_rates": (by_gate, gate_bars(by_gate, about)),
         "blocks_executed": (

@@ -1,4 +1,4 @@
-"""Figures of execution rates and of training."""
+"""Figures of execution rates."""
 
 from collections.abc import Sequence
 
@@ -7,59 +7,110 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import offset_copy
+from scipy.cluster.hierarchy import dendrogram
 
-from aigtool.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, styled
-from aigtool.trace import ADAPTIVE
+from aigtool.analysis.clustering import class_order, class_tree
+from aigtool.analysis.rates import KINDS
+from aigtool.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, head, new_figure, styled
 
 
 @styled
-def class_heatmap(rates: pd.DataFrame, about: str = "") -> Figure:
-    """Draw execution rates, a row a class and a column a gate.
+def class_heatmap(
+    rates: pd.DataFrame, gates: pd.DataFrame, about: str = "", *, most_rows: int | None = None
+) -> Figure:
+    """Draw execution rates, a row a class and a column a gate, classes that are alike together.
+
+    Beside the rows stands the tree of their clustering (Ward), over the columns which blocks
+    downsample; lines part the stages.
 
     Args:
         rates: What ``class_rates`` returned.
+        gates: What ``gate_rates`` returned.
         about: Which data, said under the title.
+        most_rows: Of more classes than this, neighbours in the tree are averaged into bands; by
+            default each has its row.
     """
-    rows, columns = rates.shape
-    label = max((len(str(name)) for name in rates.index), default=0)
-    width = min(max(6.0, 2.2 + 0.07 * label + 0.24 * columns), 24)
-    height = min(max(2.8, 1.9 + 0.22 * rows), 40)
-    figure, (axes,) = new_figure(
-        width, height, title="Execution rate of each gate, by class", about=about
-    )
-    image = axes.imshow(rates.to_numpy(), aspect="auto", vmin=0, vmax=1, cmap="cividis")
+    tree = class_tree(rates.to_numpy())
+    ordered = rates.iloc[class_order(tree)]
+    bands = _bands(ordered, most_rows)
+    rows, columns = bands.shape
+    label = max(len(str(name)) for name in bands.index)
+    width = min(max(6.0, 3.0 + 0.07 * label + 0.24 * columns), 24)
+    height = max(2.9, 2.1 + 0.2 * rows)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    left, axes = figure.subplots(1, 2, width_ratios=[1, max(4, width - 2)])
+    head(figure, "Execution rate of each gate, by class", about)
+    image = axes.imshow(bands.to_numpy(), aspect="auto", vmin=0, vmax=1, cmap="cividis")
     axes.grid(visible=False)
-    axes.set_yticks(range(rows), [str(name) for name in rates.index])
-    _label_gates(axes, [str(name) for name in rates.columns])
-    bar = figure.colorbar(image, ax=axes, pad=0.01)
-    bar.set_label("execution rate")
+    axes.set_yticks(range(rows), [str(name) for name in bands.index])
+    axes.yaxis.tick_right()
+    _label_gates(axes, [str(name) for name in bands.columns])
+    _mark_gates(figure, axes, gates)
+    figure.colorbar(image, ax=axes, pad=0.01, label="execution rate", shrink=min(1, 4 / height))
+    left.axis("off")
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower right", ncols=2)
+    if len(tree) and tree[-1, 2] > 0:  # else all classes are alike
+        dendrogram(
+            tree,
+            orientation="left",
+            no_labels=True,
+            color_threshold=0,
+            above_threshold_color=GREY,
+            ax=left,
+        )
+        left.invert_yaxis()
     return figure
+
+
+def _bands(ordered: pd.DataFrame, most_rows: int | None) -> pd.DataFrame:
+    """Return means of neighbouring rows, so that there are at most so many."""
+    if most_rows is None or len(ordered) <= most_rows:
+        return ordered
+    parts = np.array_split(np.arange(len(ordered)), most_rows)
+    names = [
+        str(ordered.index[part[0]])
+        if len(part) == 1
+        else f"{ordered.index[part[0]]} … {ordered.index[part[-1]]}"
+        for part in parts
+    ]
+    means = [ordered.iloc[part].mean().to_numpy() for part in parts]
+    return pd.DataFrame(means, index=names, columns=ordered.columns)
 
 
 @styled
 def gate_bars(rates: pd.DataFrame, about: str = "") -> Figure:
-    """Draw each gate's execution rate; what ``gate_rates`` returned."""
-    low, high = ADAPTIVE
-    kinds = {
-        "always on (≥ 95 %)": (rates["rate"] >= high, BLUE),
-        "adaptive": ((rates["rate"] > low) & (rates["rate"] < high), GREEN),
-        "always off (≤ 5 %)": (rates["rate"] <= low, VERMILION),
-    }
+    """Draw each gate's execution rate and how much it differs between classes.
+
+    Args:
+        rates: What ``gate_rates`` returned.
+        about: Which data, said under the title.
+    """
+    names = {"always on": "always on (≥ 95 %)", "always off": "always off (≤ 5 %)"}
     width = min(max(6.0, 1.6 + 0.24 * len(rates)), 24)
-    figure, (axes,) = new_figure(width, 3.6, title="Execution rate of each gate", about=about)
-    for label, (chosen, color) in kinds.items():
-        if chosen.any():
-            positions = np.flatnonzero(chosen.to_numpy())
+    figure, (axes,) = new_figure(width, 3.8, title="Execution rate of each gate", about=about)
+    for kind, color in zip(KINDS, (BLUE, GREEN, VERMILION), strict=True):
+        chosen = rates[rates["kind"] == kind]
+        if len(chosen):
             # A sliver stands for a rate of zero, which would not be seen at all.
-            heights = rates["rate"].to_numpy()[positions].clip(min=0.006)
-            axes.bar(positions, heights, color=color, width=0.8, label=label)
-    if len(rates):
-        mean = rates["rate"].mean()
-        axes.axhline(mean, color=GREY, linestyle="--", linewidth=1, label=f"mean {mean:.2f}")
+            heights = chosen["rate"].clip(lower=0.006)
+            axes.bar(chosen.index, heights, color=color, width=0.8, label=names.get(kind, kind))
+    axes.vlines(
+        rates.index,
+        rates["class_min"],
+        rates["class_max"],
+        color="black",
+        linewidth=0.9,
+        label="lowest to highest class",
+    )
+    mean = rates["rate"].mean()
+    axes.axhline(mean, color=GREY, linestyle="--", linewidth=1, label=f"mean {mean:.2f}")
     axes.grid(visible=False, axis="x")
     axes.set(ylim=(0, 1.02), xlim=(-0.7, len(rates) - 0.3), ylabel="execution rate")
     _label_gates(axes, [str(name) for name in rates["gate"]])
-    figure.legend(loc="outside lower left", ncols=4)
+    _mark_gates(figure, axes, rates)
+    figure.legend(loc="outside lower left", ncols=max(2, min(6, int(width / 2))))
     return figure
 
 
@@ -88,136 +139,23 @@ def blocks_histogram(counts: pd.DataFrame, about: str = "") -> Figure:
     return figure
 
 
-@styled
-def training_figure(metrics: pd.DataFrame) -> Figure:
-    """Draw a run's ``metrics.csv``: loss, accuracy and execution rates over the epochs."""
-    figure, (loss, accuracy, rate) = new_figure(10, 3.4, columns=3)
-    epochs = metrics["epoch"]
-    marker = "o" if len(metrics) < 30 else None
-    loss.plot(epochs, metrics["train_loss"], color=BLUE, marker=marker, ms=3, label="training")
-    loss.plot(
-        epochs, metrics["val_loss"], color=ORANGE, marker=marker, ms=3, label="validation (task)"
-    )
-    loss.set(title="Loss", xlabel="epoch", ylim=(0, None))
-
-    accuracy.plot(epochs, metrics["train_top1"], color=BLUE, marker=marker, ms=3, label="training")
-    accuracy.errorbar(
-        epochs,
-        metrics["val_top1"],
-        yerr=metrics["val_top1_stderr"],
-        color=ORANGE,
-        marker=marker,
-        ms=3,
-        elinewidth=0.8,
-        label="validation ± standard error",
-    )
-    best = metrics[metrics["best"]].tail(1)
-    accuracy.plot(
-        best["epoch"], best["val_top1"], "o", ms=9, mfc="none", mec=GREY, label="best epoch"
-    )
-    accuracy.set(title="Top-1 accuracy, %", xlabel="epoch")
-
-    gates = [name for name in metrics if str(name).startswith("rate.")]
-    if gates:
-        rate.plot(epochs, metrics[gates], color=GREY, linewidth=0.6, alpha=0.5)
-        rate.plot([], [], color=GREY, linewidth=0.6, label="single gates")
-        rate.plot(
-            epochs,
-            metrics["train_execution_rate"],
-            color=BLUE,
-            marker=marker,
-            ms=3,
-            label="mean, training",
-        )
-        rate.plot(
-            epochs,
-            metrics["train_argmax_rate"],
-            color=GREEN,
-            linewidth=1,
-            label="mean, training without noise",
-        )
-        rate.plot(
-            epochs,
-            metrics["val_execution_rate"],
-            color=ORANGE,
-            marker=marker,
-            ms=3,
-            label="mean, validation, calibrated",
-        )
-    rate.set(title="Execution rate", xlabel="epoch", ylim=(-0.02, 1.02))
-    for axes in (loss, accuracy, rate):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        handles, _ = axes.get_legend_handles_labels()
-        if handles:
-            axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16))
-    return figure
-
-
-@styled
-def sweep_figure(points: pd.DataFrame, targets: pd.DataFrame, about: str = "") -> Figure:
-    """Draw accuracy over GFLOPs: a sweep's runs and their means, dense and other networks.
-
-    Args:
-        points: A row a network, as ``training.sweep.point_rows`` returns them.
-        targets: A row a target, as ``training.sweep.target_rows`` returns them.
-        about: Which data, said under the title.
-    """
-    figure, (axes,) = new_figure(6.4, 4.2, title="Accuracy over compute", about=about)
-    others = points[points["target"].isna()].sort_values("gflops_executed")
-    axes.errorbar(
-        others["gflops_executed"],
-        others["top1"],
-        yerr=others["top1_stderr"],
-        color=GREY,
-        marker="s",
-        ms=4,
-        elinewidth=0.8,
-        linestyle="--",
-        linewidth=0.8,
-        label="without gates ± standard error",
-    )
-    for _, row in others.iterrows():
-        axes.annotate(
-            str(row["network"]),
-            (row["gflops_executed"], row["top1"] + row["top1_stderr"]),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-            color=GREY,
-        )
-    runs, means = points[points["target"].notna()], targets.sort_values("gflops_executed")
-    kind = runs["network"].iloc[0]
-    for table, style, alpha, size, label in (
-        (runs, ".", 0.4, 6, f"{kind}, runs"),
-        (means, "o-", 1, 5, f"{kind}, mean of runs"),
-    ):
-        axes.plot(
-            table["gflops_executed"],
-            table["top1"],
-            style,
-            color=BLUE,
-            alpha=alpha,
-            ms=size,
-            label=label,
-        )
-    for _, row in means.iterrows():
-        axes.annotate(
-            f"{row['target']:g}",
-            (row["gflops_executed"], row["top1"]),
-            xytext=(5, -11),
-            textcoords="offset points",
-            fontsize=8,
-            color=BLUE,
-        )
-    axes.set(xlabel="GFLOPs an image (multiply-accumulates)", ylabel="top-1 accuracy, %")
-    axes.set_xlim(0, 1.08 * points["gflops_executed"].max())
-    axes.margins(y=0.12)
-    figure.legend(loc="outside lower left", ncols=3)
-    return figure
-
-
 def _label_gates(axes: Axes, names: Sequence[str]) -> None:
     size = 8 if len(names) <= 60 else 5
     axes.set_xticks(range(len(names)), list(names), rotation=90, fontsize=size)
     axes.tick_params(axis="both", length=0)
+
+
+def _mark_gates(figure: Figure, axes: Axes, gates: pd.DataFrame) -> None:
+    """Part the stages by lines; over the axes, mark blocks that downsample or end a stage."""
+    stages = gates["stage"].to_numpy()
+    for edge in np.flatnonzero(stages[1:] != stages[:-1]):
+        axes.axvline(edge + 0.5, color=GREY, linewidth=0.8)
+    above = offset_copy(axes.get_xaxis_transform(), figure, y=6, units="points")
+    for column, marker, label in (
+        ("downsamples", "v", "downsamples"),
+        ("last", "|", "last of its stage"),
+    ):
+        at = np.flatnonzero(gates[column])
+        if len(at):
+            (line,) = axes.plot(at, np.ones(len(at)), marker, color="black", ms=4, transform=above)
+            line.set(clip_on=False, label=label)

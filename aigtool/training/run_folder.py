@@ -12,7 +12,7 @@ import torch
 import torchvision
 import yaml
 
-from aigtool.analysis.plots import training_figure
+from aigtool.analysis.training_plots import training_figure
 from aigtool.errors import UserError
 from aigtool.models.files import DENSE_FILE
 from aigtool.output import replacing

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from aigtool.analysis.plots import sweep_figure
+from aigtool.analysis.training_plots import sweep_figure
 from aigtool.budget import Budget
 from aigtool.data.images import ImageSet
 from aigtool.models.files import Model

@@ -15,7 +15,7 @@ from tests.analysis.test_rates import make_trace
 
 @pytest.mark.parametrize(
     ("classes", "gates", "rate"),
-    [(2, 8, 0.5), (10, 27, 0.5), (10, 54, 0.0), (10, 54, 1.0), (100, 150, 0.5)],
+    [(2, 8, 0.5), (10, 27, 0.5), (10, 54, 0.0), (10, 54, 1.0), (100, 150, 0.5), (150, 8, 0.5)],
 )
 def test_every_figure_is_drawn_without_a_warning(
     classes: int, gates: int, rate: float, tmp_path: Path

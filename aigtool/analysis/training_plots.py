@@ -1,0 +1,136 @@
+"""Figures of training and of sweeps."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from aigtool.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, styled
+
+
+@styled
+def training_figure(metrics: pd.DataFrame) -> Figure:
+    """Draw a run's ``metrics.csv``: loss, accuracy and execution rates over the epochs."""
+    figure, (loss, accuracy, rate) = new_figure(10, 3.4, columns=3)
+    epochs = metrics["epoch"]
+    marker = "o" if len(metrics) < 30 else None
+    loss.plot(epochs, metrics["train_loss"], color=BLUE, marker=marker, ms=3, label="training")
+    loss.plot(
+        epochs, metrics["val_loss"], color=ORANGE, marker=marker, ms=3, label="validation (task)"
+    )
+    loss.set(title="Loss", xlabel="epoch", ylim=(0, None))
+
+    accuracy.plot(epochs, metrics["train_top1"], color=BLUE, marker=marker, ms=3, label="training")
+    accuracy.errorbar(
+        epochs,
+        metrics["val_top1"],
+        yerr=metrics["val_top1_stderr"],
+        color=ORANGE,
+        marker=marker,
+        ms=3,
+        elinewidth=0.8,
+        label="validation ± standard error",
+    )
+    best = metrics[metrics["best"]].tail(1)
+    accuracy.plot(
+        best["epoch"], best["val_top1"], "o", ms=9, mfc="none", mec=GREY, label="best epoch"
+    )
+    accuracy.set(title="Top-1 accuracy, %", xlabel="epoch")
+
+    gates = [name for name in metrics if str(name).startswith("rate.")]
+    if gates:
+        rate.plot(epochs, metrics[gates], color=GREY, linewidth=0.6, alpha=0.5)
+        rate.plot([], [], color=GREY, linewidth=0.6, label="single gates")
+        rate.plot(
+            epochs,
+            metrics["train_execution_rate"],
+            color=BLUE,
+            marker=marker,
+            ms=3,
+            label="mean, training",
+        )
+        rate.plot(
+            epochs,
+            metrics["train_argmax_rate"],
+            color=GREEN,
+            linewidth=1,
+            label="mean, training without noise",
+        )
+        rate.plot(
+            epochs,
+            metrics["val_execution_rate"],
+            color=ORANGE,
+            marker=marker,
+            ms=3,
+            label="mean, validation, calibrated",
+        )
+    rate.set(title="Execution rate", xlabel="epoch", ylim=(-0.02, 1.02))
+    for axes in (loss, accuracy, rate):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        handles, _ = axes.get_legend_handles_labels()
+        if handles:
+            axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16))
+    return figure
+
+
+@styled
+def sweep_figure(points: pd.DataFrame, targets: pd.DataFrame, about: str = "") -> Figure:
+    """Draw accuracy over GFLOPs: a sweep's runs and their means, dense and other networks.
+
+    Args:
+        points: A row a network, as ``training.sweep.point_rows`` returns them.
+        targets: A row a target, as ``training.sweep.target_rows`` returns them.
+        about: Which data, said under the title.
+    """
+    figure, (axes,) = new_figure(6.4, 4.2, title="Accuracy over compute", about=about)
+    others = points[points["target"].isna()].sort_values("gflops_executed")
+    axes.errorbar(
+        others["gflops_executed"],
+        others["top1"],
+        yerr=others["top1_stderr"],
+        color=GREY,
+        marker="s",
+        ms=4,
+        elinewidth=0.8,
+        linestyle="--",
+        linewidth=0.8,
+        label="without gates ± standard error",
+    )
+    for _, row in others.iterrows():
+        axes.annotate(
+            str(row["network"]),
+            (row["gflops_executed"], row["top1"] + row["top1_stderr"]),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color=GREY,
+        )
+    runs, means = points[points["target"].notna()], targets.sort_values("gflops_executed")
+    kind = runs["network"].iloc[0]
+    for table, style, alpha, size, label in (
+        (runs, ".", 0.4, 6, f"{kind}, runs"),
+        (means, "o-", 1, 5, f"{kind}, mean of runs"),
+    ):
+        axes.plot(
+            table["gflops_executed"],
+            table["top1"],
+            style,
+            color=BLUE,
+            alpha=alpha,
+            ms=size,
+            label=label,
+        )
+    for _, row in means.iterrows():
+        axes.annotate(
+            f"{row['target']:g}",
+            (row["gflops_executed"], row["top1"]),
+            xytext=(5, -11),
+            textcoords="offset points",
+            fontsize=8,
+            color=BLUE,
+        )
+    axes.set(xlabel="GFLOPs an image (multiply-accumulates)", ylabel="top-1 accuracy, %")
+    axes.set_xlim(0, 1.08 * points["gflops_executed"].max())
+    axes.margins(y=0.12)
+    figure.legend(loc="outside lower left", ncols=3)
+    return figure
