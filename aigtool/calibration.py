@@ -75,6 +75,7 @@ def calibrate(
     quick: bool = False,
     batch_size: int = 128,
     workers: int = 0,
+    progress: Callable[[float], None] = lambda _: None,
 ) -> Calibration:
     """Shift the thresholds of gates so that argmax execution meets a budget.
 
@@ -95,6 +96,8 @@ def calibrate(
             blocks are worth.
         batch_size: Images a batch.
         workers: Processes that read images.
+        progress: Called before each trial of a gate with how much of the way to the budget is
+            done by then, 0..1.
 
     Returns:
         The shifts with the most spent within the budget that were found.
@@ -126,7 +129,7 @@ def calibrate(
     first = search.run(search.zero)
     shifts, spent = search.zero, first.spent
     if not quick:
-        shifts, spent = search.gate_by_gate(first)
+        shifts, spent = search.gate_by_gate(first, progress)
     if quick or spent > budget.share:
         shifts, spent = search.together(shifts, first if quick else None)
     shifts = shifts + [clearing_move(margins) for margins in search.run(shifts).margins.T]
@@ -177,20 +180,24 @@ class _Search:
                 logits = self.network(pixels.to(device))
                 losses.append(F.cross_entropy(logits, labels.to(device), reduction="sum").item())
                 made = [decisions[name].logit - g.threshold for name, g in self.gates.items()]
-                rows.append(torch.stack(made, dim=1).double().cpu().numpy())
+                rows.append(torch.stack(made, dim=1).cpu().double().numpy())
         margins = np.concatenate(rows)
         spent = self.budget.spent((margins > 0).mean(axis=0), self.flops)
         return _Pass(margins, spent, sum(losses) / len(margins))
 
-    def gate_by_gate(self, now: _Pass) -> tuple[Floats, float]:
+    def gate_by_gate(self, now: _Pass, progress: Callable[[float], None]) -> tuple[Floats, float]:
         """Change one threshold at a time, where it costs the least loss or gains the most."""
         shifts, share = self.zero, self.budget.share
+        way, done = abs(now.spent - share), 0.0
         while not share - _NEAR <= now.spent <= share:
             excess = now.spent - share
             step = max(_STEP, abs(excess) / 4)
             wanted = float(np.clip(excess, -step, step))
             best: tuple[float, Floats, _Pass] | None = None
             for gate, weight in enumerate(self.weights):
+                left = abs(excess) - abs(wanted) * gate / len(self.weights)
+                done = max(done, 1 - left / way)
+                progress(done)
                 move = threshold_move(now.margins[:, gate], wanted / weight)
                 if move == 0:
                     continue

@@ -122,7 +122,7 @@ def finetuned(run: Run, model: Model, images: ImageSet, out: Path, **changes: An
         data.val,
         replace(run.config, **changes),
         out=out,
-        teacher=copy.deepcopy(run.dense.network),
+        teacher=copy.deepcopy(run.dense),
         resume=(out / "last.ckpt").is_file(),
     )
     whole, left = (counted(m)[1].gflops_dense for m in (run.dense, done.model))

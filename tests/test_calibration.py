@@ -139,6 +139,15 @@ def test_a_threshold_is_moved_clear_of_logits_and_turns_no_decision(
     assert np.abs(moved).min() >= min(0.01, gap / 2) - 1e-9
 
 
+def test_it_tells_how_far_it_is(network: PixelNetwork, images: ImageSet) -> None:
+    flops = count_flops(network.network, SPEC.size)
+    told: list[float] = []
+    calibrate(network, images, Budget(0.3), flops, progress=told.append)
+    assert told[0] == 0
+    assert told == sorted(told)
+    assert 0.5 < told[-1] <= 1
+
+
 def test_a_network_that_keeps_to_the_budget_may_spend_more(
     network: PixelNetwork, images: ImageSet
 ) -> None:

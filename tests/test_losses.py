@@ -185,10 +185,11 @@ def test_information_wants_gates_certain_and_images_told_apart() -> None:
 
 
 def test_information_of_saturated_gates_has_a_gradient() -> None:
-    logits = torch.tensor([[-200.0, 200.0, 0.0], [200.0, 200.0, 200.0]], requires_grad=True)
+    logits = torch.tensor([[-200.0, 200.0, 1.0], [200.0, 200.0, 200.0]], requires_grad=True)
     probabilities = logits.sigmoid()
     (gradient,) = torch.autograd.grad(information_of(probabilities), logits)
     assert gradient.isfinite().all()
+    assert gradient[0, 2] != 0
 
 
 def test_a_gate_that_tells_enough_is_free() -> None:

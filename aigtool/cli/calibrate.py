@@ -1,11 +1,23 @@
 """``aigtool calibrate``: thresholds that keep a network to a budget, without training."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from aigtool.cli.console import note, percent, print_json, print_table, share, status, warn, wrote
+from aigtool.cli.console import (
+    note,
+    percent,
+    print_json,
+    print_table,
+    progress,
+    share,
+    status,
+    warn,
+    wrote,
+)
 from aigtool.cli.options import (
     BatchSize,
     ClassMap,
@@ -113,7 +125,7 @@ def calibrate(
     columns, rows = {kind: before}, []
     for budget, target in zip(budgets, targets, strict=True):
         with kept_thresholds(subject.network):
-            with status(f"looking for thresholds, {budget}"):
+            with _way(f"looking for thresholds, {budget}") as advance:
                 found = calibrate_network(
                     subject.network,
                     images,
@@ -121,6 +133,7 @@ def calibrate(
                     subject.flops,
                     batch_size=batch_size,
                     workers=workers,
+                    progress=advance,
                 )
             summary = collect(str(budget), subject, images, "argmax", batch_size, workers).summary()
             if found.spent < budget.share - REACHED:
@@ -153,6 +166,21 @@ def calibrate(
             [[name, *_cells(summary)] for name, summary in columns.items()],
         )
     wrote(targets, f"aigtool evaluate {targets[0]} --data {data}")
+
+
+@contextmanager
+def _way(label: str) -> Iterator[Callable[[float], None]]:
+    """Show, in percent, how much of something is done, which is told as 0..1."""
+    done = 0
+    with progress(label, 100, "%") as advance:
+
+        def tell(part: float) -> None:
+            nonlocal done
+            now = round(100 * part)
+            advance(now - done)
+            done = now
+
+        yield tell
 
 
 def _cells(summary: dict[str, Any]) -> list[str]:

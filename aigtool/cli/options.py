@@ -108,8 +108,8 @@ Dense = Annotated[
     typer.Option(
         "--dense",
         metavar="FILE",
-        help="The network before gating, to compare with; by default dense.safetensors beside "
-        "MODEL, else MODEL itself with open gates.",
+        help="The network before gating, to compare with and, in training, to learn from; by "
+        "default dense.safetensors beside MODEL, else MODEL itself with open gates.",
     ),
 ]
 PolicyOption = Annotated[
@@ -216,6 +216,8 @@ def parse_budgets(rates: str | None, flops: str | None) -> "list[Budget]":
         raise UserError(
             f"budget {given!r}: expected numbers above 0 and below 1 with commas between"
         ) from error
+    if len({*shares}) < len(shares):
+        raise UserError(f"budget {given!r}: expected each number once")
     return [Budget(share, "rate" if flops is None else "flops") for share in shares]
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from aigtool.cli.console import note, percent, warn
-from aigtool.cli.opening import Ready, collect, open_reference, ready
+from aigtool.cli.opening import collect, open_reference, ready
 from aigtool.cli.recipe import CONTEXT, as_kept
 from aigtool.data.augmentation import Augmentation
 from aigtool.data.images import DataSource
@@ -31,6 +30,7 @@ class Prepared:
     Attributes:
         model: The gated network.
         digests: SHA-256 of its file, and of that of the network before gating, if there is one.
+        source: Where the images come from.
         images: To train and to validate on.
         reference: What to compare with, ``dense`` or ``open``, and the network.
         device: Where to train.
@@ -44,10 +44,10 @@ class Prepared:
     device: torch.device
 
     @property
-    def teacher(self) -> nn.Module | None:
+    def teacher(self) -> Model | None:
         """The network before gating, where there is one of its own."""
         kind, reference = self.reference
-        return reference.network if kind == "dense" else None
+        return reference if kind == "dense" else None
 
     def context(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return what ``config.yaml`` says besides the options of the recipe."""
@@ -81,7 +81,7 @@ def _sha256(path: Path | None) -> str | None:
     return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def tell_before(prepared: Prepared, config: FinetuneConfig) -> Ready:
+def tell_before(prepared: Prepared, config: FinetuneConfig) -> None:
     """Say how accurate the network is before, and whether it has seen its validation images."""
     images, (kind, reference) = prepared.images, prepared.reference
     if config.distill is None and kind == "open" and prepared.model.description.new_classifier:
@@ -104,4 +104,3 @@ def tell_before(prepared: Prepared, config: FinetuneConfig) -> Ready:
             f"the weights have probably seen the images held out of train/ (cross entropy "
             f"{loss:.4f}): accuracy there says little; give the data a val/ of new images"
         )
-    return before

@@ -55,7 +55,8 @@ def train_transform(
         spec: The network's input.
         augmentation: What is done besides the crop; what is not given, as for photographs.
         scale: Share of the image that a random crop takes, for inputs above ``SMALL`` pixels.
-            Smaller ones are padded by an eighth and cropped, as He et al. (2016) do on CIFAR.
+            Smaller ones are resized as for evaluation, padded by an eighth and cropped, as He et
+            al. (2016) do on CIFAR.
 
     Returns:
         Image to pixels ``(3, H, W)``.
@@ -91,9 +92,10 @@ def train_transform(
                 op.aug_fn = _posterize
     _, height, width = spec.size
     if max(height, width) <= SMALL:
+        plain = cast(transforms.Compose, eval_transform(spec))
         crop = transforms.Compose(
             [
-                transforms.Resize((height, width)),
+                *plain.transforms[:-2],  # but for making a tensor of it
                 transforms.RandomCrop((height, width), padding=(width // 8, height // 8)),
                 transforms.RandomHorizontalFlip(hflip),
             ]

@@ -66,6 +66,7 @@ def open_training_images(
     train.check_classes(description.num_classes)
     if has_split(source, "val"):
         val = open_images(source, "val", plain, names or train.classes)
+        val.check_classes(description.num_classes)
         return TrainingImages(train, val, held_out=False)
     if train.labels is None:
         raise UserError(

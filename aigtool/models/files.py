@@ -137,13 +137,13 @@ def load_reference(
     return "dense", reference
 
 
-def check_comparable(gated: Description, dense: Description, path: Path) -> None:
+def check_comparable(gated: Description, dense: Description, path: str | Path) -> None:
     """Refuse to compare networks of other classes, or of other images.
 
     Args:
         gated: Of the network that is compared.
         dense: Of what it is compared with.
-        path: The file of that.
+        path: The file of that, or what it is for.
 
     Raises:
         UserError: They cannot be compared.

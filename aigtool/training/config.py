@@ -37,6 +37,8 @@ DISTILL, HINTS = 0.9, 10.0
 """The weights of distillation and of hints where none are given."""
 SETTLE = 0.5
 """Share of the run over which gates settle where none is given."""
+COMPLETED = ("lr", "gate_lr", "gate_settle", "distill", "hints", "norm_statistics")
+"""Options that depend on others, or on the network, where nothing is given."""
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,8 @@ such as 0.6
         if self.aug_repeats > self.batch_size:
             raise UserError(
                 f"aug repeats {self.aug_repeats}: expected at most the batch size, "
-                f"{self.batch_size}, since an image's augmentations share a minibatch"
+                f"{self.batch_size}, since an image's augmentations share a minibatch; give aug "
+                f"repeats {self.batch_size}, or a larger batch"
             )
         temperatures = ("distill_temperature", "gate_temperature", "gate_temperature_end")
         self._check((*temperatures, "rate_window"), lambda value: value > 0, "a number above 0")
@@ -275,7 +278,7 @@ such as 0.6
         )
         weights = ("rate_weight", "band", "information", "certainty", "hints", "weight_decay")
         mixing = ("mixup", "cutmix")
-        steps = ("lr", "gate_lr", "momentum", "warmup_epochs", "clip_grad")
+        steps = ("lr", "gate_lr", "warmup_epochs", "clip_grad", "workers")
         self._check((*weights, *mixing, *steps), lambda value: value >= 0, "0 or more")
         shares = (
             "informed_share",
@@ -290,7 +293,8 @@ such as 0.6
         self._check(shares, lambda value: 0 <= value <= 1, "0 to 1")
         self._check(("gate_settle",), lambda value: 0 < value <= 1, "above 0, and 1 at most")
         self._check(("seed",), lambda value: 0 <= value < 2**32, "0 to 4294967295")
-        self._check(("model_ema_decay",), lambda value: 0 <= value < 1, "0 or more, and under 1")
+        decays = ("model_ema_decay", "momentum")
+        self._check(decays, lambda value: 0 <= value < 1, "0 or more, and under 1")
         ends = self.noise_end, self.band_high
         self._check(("noise_hold",), lambda value: value <= ends[0], f"at most noise end {ends[0]}")
         self._check(("band_low",), lambda value: value <= ends[1], f"at most band high {ends[1]}")
@@ -298,7 +302,7 @@ such as 0.6
     def _check(self, names: tuple[str, ...], holds: Callable[[float], bool], expected: str) -> None:
         for name in names:
             value = getattr(self, name)
-            if value is not None and not holds(value):
+            if value is not None and not (math.isfinite(value) and holds(value)):
                 raise UserError(f"{name.replace('_', ' ')} {value:g}: expected {expected}")
 
 

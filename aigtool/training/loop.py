@@ -23,7 +23,6 @@ from aigtool.conversion import (
     named_gates,
     recorded_decisions,
     set_policy,
-    strip,
 )
 from aigtool.data.images import ImageSet
 from aigtool.data.loading import load_batches
@@ -31,12 +30,12 @@ from aigtool.data.seeding import seeded
 from aigtool.errors import UserError
 from aigtool.flops import NetworkFlops, count_flops
 from aigtool.models.description import Description, PixelNetwork
-from aigtool.models.files import Model, save_model
+from aigtool.models.files import Model, check_comparable, save_model
 from aigtool.modes import in_mode
 from aigtool.selection import parse_targets
 from aigtool.trace import collect_trace
 from aigtool.training.baseline import dropping_blocks
-from aigtool.training.config import FinetuneConfig
+from aigtool.training.config import TARGET_RATE, FinetuneConfig
 from aigtool.training.hints import shared_places, stage_ends
 from aigtool.training.objective import Objective
 from aigtool.training.run_folder import RunFolder
@@ -54,7 +53,7 @@ class FinetuneResult:
         model: The network of the best epoch, and its description.
         epoch: The best epoch, counted from 1.
         metrics: A row an epoch, as in ``metrics.csv``.
-        budget: What it was to spend; None where its layers' targets leave it all.
+        budget: What it was to spend; None without gates, or where their own targets leave it all.
     """
 
     model: Model
@@ -63,8 +62,18 @@ class FinetuneResult:
     budget: Budget | None
 
 
-def complete(config: FinetuneConfig, model: Model, teacher: nn.Module | None) -> FinetuneConfig:
+def complete(config: FinetuneConfig, model: Model, teacher: Model | None) -> FinetuneConfig:
     """Return options with what holds for this network where nothing is given."""
+    own = [gate.target for _, gate in named_gates(model.network)]
+    if config.is_per_layer and config.targets is None and own and None not in own:
+        if config.target_rate is not None:
+            raise UserError(
+                f"target rate {config.target_rate:g} with target per-layer: every gate of the "
+                "network has a target of its own, which convert --targets gave it; leave the rate "
+                "out, or give targets"
+            )
+    elif config.target_rate is None and config.target_flops is None and config.targets is None:
+        config = replace(config, target_rate=TARGET_RATE)
     can_distill = teacher is not None or not model.description.new_classifier
     can_hint = bool(places_of(model, teacher))
     if config.hints and not can_hint:
@@ -75,12 +84,12 @@ def complete(config: FinetuneConfig, model: Model, teacher: nn.Module | None) ->
     return config.completed(can_distill, is_trained(model.network), can_hint)
 
 
-def places_of(model: Model, teacher: nn.Module | None) -> list[str]:
+def places_of(model: Model, teacher: Model | None) -> list[str]:
     """Return where the network and what it learns from have the same features."""
     size = model.description.input.size
     if teacher is None:
         return stage_ends(model.network, size)
-    return shared_places(model.network, teacher, size)
+    return shared_places(model.network, teacher.network, size)
 
 
 def finetune(
@@ -90,7 +99,7 @@ def finetune(
     config: FinetuneConfig,
     *,
     out: str | Path,
-    teacher: nn.Module | None = None,
+    teacher: Model | None = None,
     resume: bool = False,
     device: torch.device | str = "cpu",
     context: dict[str, Any] | None = None,
@@ -112,7 +121,7 @@ def finetune(
         config: Options.
         out: The run folder.
         teacher: The network to distil from, which is frozen; by default the given one as it is
-            now, without gates.
+            when the run begins, without gates. It is kept as ``out/dense.safetensors``.
         resume: Whether to go on with the run in ``out``, from the same model, images and options.
         device: Where to train.
         context: What ``config.yaml`` should say besides the options.
@@ -125,13 +134,15 @@ def finetune(
     Raises:
         NonFiniteLossError: The loss became infinite or not a number.
         UserError: The optimiser or schedule is unknown, there are no images, the budget cannot be
-            reached, or there is no such run to resume.
+            reached, the teacher is of other classes or images, or there is no such run to resume.
     """
     if len(val) < 1:
         raise UserError("no validation images: expected at least one to choose the best epoch by")
     random_seed(config.seed)
     folder = RunFolder(out)
-    config = complete(config, model, teacher)
+    if teacher is not None:
+        check_comparable(model.description, teacher.description, "to learn from")
+    config = complete(folder.begun(config) if resume else config, model, teacher)
     description = replace(
         model.description,
         class_names=model.description.class_names or train.classes,
@@ -139,7 +150,8 @@ def finetune(
     )
     is_gated = any(named_gates(model.network))
     model.network.to(device)
-    networks, flops = _networks(model, teacher, config)
+    before = teacher or _before(model, description, folder if resume and is_gated else None)
+    networks, flops = _networks(model, before, config)
     network = networks.kept
     gates, seen = dict(named_gates(network)), config.looks * len(train)
     objective = Objective(
@@ -151,24 +163,17 @@ def finetune(
         classes=networks.classes,
         places=networks.places,
     ).to(device)
-    budget = objective.budget
+    budget = objective.budget if config.baseline == "none" else config.budget
     trainer = Trainer(networks, objective, config, len(train))
     counts = {"train": len(train), "val": len(val)}
     metrics: list[dict[str, Any]] = []
     if resume:
-        state = folder.read_state(config, context)
-        if state["images"] != counts:
-            raise UserError(
-                f"run folder {out} was started with {_images(state['images'])}, not with "
-                f"{_images(counts)}: resume it with the same, or start a new run"
-            )
-        trainer.load_state(state)
-        metrics = state["metrics"]
+        metrics = _take_up(trainer, folder, folder.read_state(config, context), counts)
     else:
         folder.clear()
         folder.write_config(config, context or {})
         if is_gated:
-            save_model(folder.dense, networks.teacher.network, description)
+            save_model(folder.dense, before.network, before.description)
 
     def save(*, finished: bool = False) -> None:
         about = {"images": counts, "metrics": metrics, "finished": finished}
@@ -195,6 +200,32 @@ def finetune(
     save_model(folder.best, done.network, done.description)
     save(finished=True)
     return FinetuneResult(done, epoch, metrics, budget)
+
+
+def _take_up(
+    trainer: Trainer, folder: RunFolder, state: dict[str, Any], counts: dict[str, int]
+) -> list[dict[str, Any]]:
+    """Go on from a run's state, if it is that of this network and these images."""
+    if state["images"] != counts:
+        raise UserError(
+            f"run folder {folder.path} was started with {_images(state['images'])}, not with "
+            f"{_images(counts)}: resume it with the same, or start a new run"
+        )
+    with _refusing_another_network(folder):
+        trainer.load_state(state)
+    metrics: list[dict[str, Any]] = state["metrics"]
+    return metrics
+
+
+@contextmanager
+def _refusing_another_network(folder: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"run folder {folder.path} is that of another network: resume it with the one that it "
+            "was started with"
+        ) from error
 
 
 def is_best(metrics: Sequence[Mapping[str, Any]]) -> bool:
@@ -230,19 +261,26 @@ def _finished(
     batches = load_batches(
         train, batch_size=config.batch_size, workers=config.workers, shuffle_seed=config.seed
     )
-    with seeded(config.seed, "expected rates"):
+    with seeded(config.seed, "expected rates", device=network.mean.device):
         measure_expected_rates(network, batches)
     set_policy(network, "argmax")
     return best
 
 
-def _networks(
-    model: Model, teacher: nn.Module | None, config: FinetuneConfig
-) -> tuple[Networks, NetworkFlops]:
-    """Make what is trained, what is kept and what is learnt from of a model; count what is kept."""
+def _before(model: Model, description: Description, begun: RunFolder | None) -> Model:
+    """Return the network before gating: as it is now, or as it was when a run began."""
+    before = replace(model, network=copy.deepcopy(model.network), description=description)
+    before = before.stripped()
+    if begun is not None and begun.dense.is_file():
+        with _refusing_another_network(begun):
+            before.network.load_state_dict(safetensors.torch.load_file(begun.dense))
+    return before
+
+
+def _networks(model: Model, before: Model, config: FinetuneConfig) -> tuple[Networks, NetworkFlops]:
+    """Make what is trained, what is kept and what is learnt from; count what is kept."""
     description = model.description
-    places = [f"network.{name}" for name in places_of(model, teacher)]
-    dense = strip(copy.deepcopy(model.network)) if teacher is None else teacher
+    places = [f"network.{name}" for name in places_of(model, before)]
     trained = model.network
     flops = count_flops(trained, description.input.size)
     if flops.gated_blocks:
@@ -258,19 +296,22 @@ def _networks(
         model = model.stripped()
         flops = count_flops(model.network, description.input.size)
     device = next(trained.parameters()).device
-    trained, kept, dense = (
-        PixelNetwork(network, description.input).to(device)
-        for network in (trained, model.network, dense)
+    trained, kept = (
+        PixelNetwork(network, description.input).to(device) for network in (trained, model.network)
     )
-    frozen = dense.eval().requires_grad_(False)
+    teacher = PixelNetwork(before.network, before.description.input).to(device)
+    frozen = teacher.eval().requires_grad_(False)
     return Networks(trained, kept, frozen, description.num_classes, places), flops
 
 
 def _set_targets(network: nn.Module, config: FinetuneConfig) -> None:
-    """Give each gate the target of its own that the options name."""
+    """Give each gate the target of its own that the options name; none, if they name none."""
+    gates = dict(named_gates(network))
+    if not config.is_per_layer:
+        for gate in gates.values():
+            gate.target = None
     if config.targets is None:
         return
-    gates = dict(named_gates(network))
     targets = parse_targets(config.targets)
     if len(targets) != len(gates):
         raise UserError(
@@ -326,15 +367,17 @@ _MEASURED = (
 def _told(
     description: Description, row: dict[str, Any], config: FinetuneConfig, budget: Budget | None
 ) -> Description:
-    """Return the description of an epoch's network."""
+    """Return the description of an epoch's network; it says what a gated one was asked for."""
     names = ("val_correct", "val_images", "val_execution_rate", "val_flops_fraction")
-    return description.after(
-        "finetune",
-        epoch=row["epoch"],
-        target="per-layer" if config.is_per_layer else config.target,
-        **({"target_rate": 1.0} if budget is None else {f"target_{budget.unit}": budget.share}),
-        **{name: row[name] for name in names},
-    )
+    asked: dict[str, Any] = {}
+    if budget is not None:
+        asked = {"target": config.target, f"target_{budget.unit}": budget.share}
+    elif row["val_execution_rate"] is not None:
+        asked = {"target": config.target, "target_rate": 1.0}
+    if config.is_per_layer:
+        asked["target"] = "per-layer"
+    told = {name: row[name] for name in names}
+    return description.after("finetune", epoch=row["epoch"], **asked, **told)
 
 
 @contextmanager

@@ -119,7 +119,9 @@ class Objective(nn.Module):
 
     @property
     def budget(self) -> Budget | None:
-        """What the network is to spend in all; None where its layers' targets leave it all."""
+        """What to spend in all; None without gates, or where their own targets leave it all."""
+        if not self.gates:
+            return None
         if not self.config.is_per_layer:
             return self.config.budget
         mean = fmean(self.layer_targets)

@@ -95,7 +95,8 @@ def _falls(config: FinetuneConfig) -> dict[str, Any]:
 def _parameter_groups(network: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
     of_gates = [p for _, gate in named_gates(network) for p in gate.parameters()]
     members = set(of_gates)
-    own = [p for p in network.parameters() if p not in members and p.requires_grad]
+    others = [p for p in network.parameters() if p not in members and p.requires_grad]
+    own = others if config.train == "all" else []
     groups = [
         {"params": [p for p in own if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0},

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from aigtool.analysis.training_plots import training_figure
 from aigtool.errors import UserError
 from aigtool.models.files import DENSE_FILE
 from aigtool.output import replacing
-from aigtool.training.config import FinetuneConfig, read_settings
+from aigtool.training.config import COMPLETED, FinetuneConfig, read_settings
 from aigtool.version import __version__
 
 
@@ -71,6 +71,26 @@ class RunFolder:
         with replacing(self.last) as temporary:
             torch.save(state, temporary)
 
+    def begun(self, config: FinetuneConfig) -> FinetuneConfig:
+        """Return options with what the run in it took where nothing was given.
+
+        Raises:
+            UserError: There is none.
+        """
+        self._check_begun()
+        stored = read_settings(self.config)["options"]
+        return replace(
+            config,
+            **{n: stored[n] for n in COMPLETED if getattr(config, n) is None and n in stored},
+        )
+
+    def _check_begun(self) -> None:
+        if not (self.config.is_file() and self.last.is_file()):
+            raise UserError(
+                f"run folder {self.path} has no run to resume: expected config.yaml and last.ckpt, "
+                "as aigtool finetune writes them"
+            )
+
     def read_state(
         self, config: FinetuneConfig, context: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
@@ -79,11 +99,7 @@ class RunFolder:
         Raises:
             UserError: There is none, it cannot be read, or the options are others.
         """
-        if not (self.config.is_file() and self.last.is_file()):
-            raise UserError(
-                f"run folder {self.path} has no run to resume: expected config.yaml and last.ckpt, "
-                "as aigtool finetune writes them"
-            )
+        self._check_begun()
         values = read_settings(self.config)
         before = {**values, **values.pop("options")}
         now = {**_plain(dict(context or {})), **_plain(asdict(config))}

@@ -1,19 +1,19 @@
 """Several budgets and seeds: a run each, and what they come to."""
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from aigtool.analysis.training_plots import sweep_figure
-from aigtool.budget import Budget
+from aigtool.budget import Budget, Unit
 from aigtool.data.images import ImageSet
 from aigtool.models.files import Model
 from aigtool.output import records, replacing, write_json
@@ -69,12 +69,14 @@ def run_points(
     recipe: FinetuneConfig,
     *,
     out: str | Path,
-    teacher: nn.Module | None = None,
+    teacher: Model | None = None,
     device: torch.device | str = "cpu",
     context: dict[str, Any] | None = None,
     watch: Callable[[Point, FinetuneConfig], AbstractContextManager[Callbacks]] = _unwatched,
 ) -> Iterator[tuple[Point, Path]]:
     """Fine-tune a gated network to each point; what was done before is not done again.
+
+    Points that an earlier call finished in the same folder are given as well.
 
     Args:
         model: From ``convert`` or a model file; left as it is.
@@ -95,11 +97,15 @@ def run_points(
         UserError: As ``finetune``, or a run that was begun had other options.
     """
     recipe = complete(recipe, model, teacher)
-    folders = {point: RunFolder(Path(out) / point.name) for point in points}
-    begun = [point for point in points if folders[point].last.is_file()]
+    names = {point.name for point in points}
+    earlier = [point for point in points_in(out) if point.name not in names]
+    folders = {point: RunFolder(Path(out) / point.name) for point in [*points, *earlier]}
+    begun = [point for point, folder in folders.items() if folder.last.is_file()]
     # Asked of all before the first is trained: a folder of other options is told at once.
     finished = [p for p in begun if folders[p].is_finished(p.config(recipe), context)]
     for point, folder in folders.items():
+        if point in earlier and point not in finished:
+            continue
         config = point.config(recipe)
         if point not in finished:
             with watch(point, config) as (on_step, on_epoch):
@@ -117,6 +123,26 @@ def run_points(
                     on_epoch=on_epoch,
                 )
         yield point, folder.best
+
+
+def points_in(folder: str | Path) -> list[Point]:
+    """Return the points whose runs were begun in a sweep's folder.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("rate0.5-seed3/last.ckpt", "notes/last.ckpt", "flops0.4-seed0/best"):
+        ...     (folder / name).parent.mkdir()
+        ...     (folder / name).touch()
+        >>> [point.name for point in points_in(folder)]
+        ['rate0.5-seed3']
+    """
+    found = []
+    for state in sorted(Path(folder).glob("*/last.ckpt")):
+        if named := re.fullmatch(r"(rate|flops)(0\.\d+)-seed(\d+)", state.parent.name):
+            unit, share, seed = named.groups()
+            found.append(Point(Budget(float(share), cast(Unit, unit)), int(seed)))
+    return found
 
 
 def point_rows(

@@ -85,11 +85,6 @@ class Trainer:
         self.device = self.network.mean.device
         self.on_cuda = self.device.type == "cuda"
         self.gates = dict(named_gates(self.network))
-        self.trainable = [p for p in self.network.parameters() if p.requires_grad]
-        if config.train == "gates":
-            self.network.requires_grad_(False)
-            for gate in self.gates.values():
-                gate.requires_grad_(True)
         self.batches = count_batches(images, config.batch_size, config.aug_repeats)
         self.steps = math.ceil(self.batches / config.grad_accum_steps)
         self.optimizer, self.scheduler = make_optimizer(self.network, config, self.steps)
@@ -111,8 +106,13 @@ class Trainer:
     def recording(self) -> Iterator[None]:
         """Record the decisions of training steps; a compiled network wants that from the first.
 
-        Weights that were frozen for the run can be trained again afterwards.
+        Weights that are frozen for the run can be trained again afterwards.
         """
+        trainable = [p for p in self.network.parameters() if p.requires_grad]
+        if self.config.train == "gates":
+            self.network.requires_grad_(False)
+            for gate in self.gates.values():
+                gate.requires_grad_(True)
         try:
             with (
                 recorded_decisions(self.trained) as self.decisions,
@@ -120,7 +120,7 @@ class Trainer:
             ):
                 yield
         finally:
-            for weight in self.trainable:
+            for weight in trainable:
                 weight.requires_grad_(True)
 
     def start_epoch(self, epoch: int) -> None:
@@ -271,7 +271,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "average": {} if self.average is None else self.average.module.state_dict(),
             "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state(self.device) if self.on_cuda else None,
+            "rng_device": self._rng_state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -285,8 +285,17 @@ class Trainer:
         for name in _PLACE:
             setattr(self, name, state[name])
         torch.set_rng_state(state["rng"])
-        if self.on_cuda and state["rng_cuda"] is not None:
-            torch.cuda.set_rng_state(state["rng_cuda"], self.device)
+        drawn = state["rng_device"]
+        if drawn is not None and self.on_cuda:
+            torch.cuda.set_rng_state(drawn, self.device)
+        elif drawn is not None and self.device.type == "mps":
+            torch.mps.set_rng_state(drawn)
+
+    def _rng_state(self) -> Tensor | None:
+        """Return the state of the device's own generator, which gates' noise is drawn from."""
+        if self.on_cuda:
+            return torch.cuda.get_rng_state(self.device)
+        return torch.mps.get_rng_state() if self.device.type == "mps" else None
 
 
 def batch_norms(network: nn.Module) -> Iterator[nn.Module]:

@@ -135,6 +135,7 @@ CASES = {
     "no budget": ([*CALIBRATE], "expected one of --target-flops and --target-rate"),
     "two budgets": ([*CALIBRATE, "--target-flops", ".5", "--target-rate", ".5"], "expected one of"),
     "budget no number": ([*CALIBRATE, "--target-flops", "0.5,x"], "budget '0.5,x'"),
+    "budget twice": ([*CALIBRATE, "--target-flops", "0.5,0.50"], "expected each number once"),
     "budget over 1": ([*CALIBRATE, "--target-flops", "60"], "target flops 60: expected a number"),
     "budget out of reach": ([*CALIBRATE, "--target-flops", "0.01"], "lowest that can be reached"),
     "budgets exist": ([*CALIBRATE, "--target-rate", ".5,.6", "--out", "text.th"], "cannot be"),

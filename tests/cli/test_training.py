@@ -221,6 +221,9 @@ def test_a_sweep_compares_its_runs_and_goes_on_where_it_stopped(
     assert weights.stat().st_mtime_ns == before
     assert (out / "flops0.4-seed0" / "best.safetensors").is_file()
     assert "flops 0.4" in shown.out
+    # What was done before stays in the table: two seeds of 0.6, one of 0.4, and two others.
+    assert len(pd.read_csv(out / "runs.csv")) == 5
+    assert pd.read_csv(out / "targets.csv")["runs"].tolist() == [1, 2]
     assert "images test, 12 images" in " ".join(shown.out.split())
 
     arguments = [*command, "--target-flops", "0.8,0.6", "--seeds", "0", "--momentum", "0.5"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_tensor
@@ -164,6 +164,18 @@ def test_another_number_of_classes_is_told(image_folder: Path) -> None:
     images.check_classes(3)
     with pytest.raises(UserError, match="has 3 classes, the network has 10 outputs"):
         images.check_classes(10)
+
+
+def test_small_images_keep_their_shape_in_training() -> None:
+    """A circle in a wide image is as wide as high, as it is in evaluation."""
+    spec = InputSpec(size=(3, 32, 32), crop_pct=1.0)
+    wide = Image.new("L", (128, 64))
+    ImageDraw.Draw(wide).ellipse((44, 12, 84, 52), fill=255)
+    wide = wide.convert("RGB")
+    inked = (train_transform(spec, Augmentation(hflip=0.0, aa="none"))(wide)[0] > 0.5).float()
+    across, down = (int((inked.sum(axis) > 0).sum()) for axis in (0, 1))
+    assert abs(across - down) <= 1
+    assert abs(across - 20) <= 1
 
 
 @pytest.mark.parametrize("size", [8, 32, 96])

@@ -71,12 +71,13 @@ def test_a_network_of_other_stages_gives_no_hints(
 
     model = Model(convert(small_network), Description("", 3, input=InputSpec(size=size)))
     assert complete(FinetuneConfig(), model, None).hints == 10
-    assert complete(FinetuneConfig(), model, deeper).hints == 0
+    taught = Model(deeper, Description("cifar_resnet32", 3, input=InputSpec(size=size)))
+    assert complete(FinetuneConfig(), model, taught).hints == 0
     assert complete(FinetuneConfig(distill=0.0), model, None).hints == 0
     train, val = (open_images(str(image_folder), part, to_tensor) for part in ("train", "val"))
     config = FinetuneConfig(hints=1.0)
     with pytest.raises(UserError, match="other stages, or none"):
-        finetune(model, train, val, config, out=tmp_path / "run", teacher=deeper)
+        finetune(model, train, val, config, out=tmp_path / "run", teacher=taught)
     assert not (tmp_path / "run").exists()
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.transforms.functional import to_tensor
 
@@ -17,8 +17,9 @@ from aigtool.errors import UserError
 from aigtool.flops import count_flops
 from aigtool.models.description import Description, PixelNetwork
 from aigtool.models.files import Model, load_model
+from aigtool.models.zoo import create_network
 from aigtool.trace import ExecutionTrace, collect_trace
-from aigtool.training.config import FinetuneConfig
+from aigtool.training.config import FinetuneConfig, Target, read_settings
 from aigtool.training.loop import finetune, measure_expected_rates
 from aigtool.training.objective import MOST_EXCESS
 from aigtool.training.trainer import StepReport, batch_norms
@@ -158,12 +159,63 @@ def test_targets_of_their_own_are_kept(
     assert blocks == {"layer1.0": 0.3, "layer2.0": 0.9}
 
 
-def test_a_network_without_gates_just_trains(
+def test_targets_of_their_own_leave_no_room_for_a_rate(
     small_network: nn.Module, train: ImageSet, val: ImageSet, tmp_path: Path
 ) -> None:
+    targets = [0.3] * 9
+    model = Model(
+        convert(small_network, targets=targets), Description("cifar_resnet20", 3, input=SPEC)
+    )
+    config = FinetuneConfig(epochs=1, batch_size=8, target="per-layer", target_rate=0.8)
+    with pytest.raises(UserError, match=r"target rate 0\.8 with target per-layer: every gate"):
+        finetune(model, train, val, config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    # Trained as one network, its gates have no targets any more.
+    config = FinetuneConfig(epochs=1, batch_size=8, target_rate=0.8)
+    finetune(model, train, val, config, out=tmp_path / "run")
+    blocks = load_model(tmp_path / "run" / "best.safetensors").description.gated_blocks
+    assert {*blocks.values()} == {None}
+
+
+def test_every_option_is_kept_as_used(
+    model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    finetune(model, train, val, FinetuneConfig(epochs=1, batch_size=8), out=tmp_path / "run")
+    options = read_settings(tmp_path / "run" / "config.yaml")["options"]
+    assert options["target_rate"] == 0.6
+    assert {name for name, value in options.items() if value is None} == {
+        "target_flops",
+        "targets",
+    }
+
+
+def test_a_teacher_of_another_kind_sees_images_as_it_should_and_is_kept(
+    model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    plain = replace(SPEC, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    deeper = create_network("cifar_resnet32", num_classes=3)
+    teacher = Model(deeper, Description("cifar_resnet32", 3, input=plain))
+    lowest: list[Tensor] = []
+    deeper.register_forward_pre_hook(lambda _, given: lowest.append(given[0].min()))
+    config = FinetuneConfig(epochs=1, batch_size=8)
+    finetune(model, train, val, config, out=tmp_path / "run", teacher=teacher)
+    # Stages are looked for on tensors without values; the three steps are the last.
+    assert min(lowest[-3:]) >= 0
+    assert load_model(tmp_path / "run" / "dense.safetensors").description.source == "cifar_resnet32"
+    other = Model(create_network("cifar_resnet20"), Description("cifar_resnet20", 10, input=SPEC))
+    with pytest.raises(UserError, match="network to learn from has other classes"):
+        finetune(model, train, val, config, out=tmp_path / "other", teacher=other)
+
+
+@pytest.mark.parametrize("target", ["network", "per-layer"])
+def test_a_network_without_gates_just_trains(
+    target: Target, small_network: nn.Module, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
     model = Model(small_network, Description("cifar_resnet20", 3, input=SPEC))
-    config = FinetuneConfig(epochs=2, batch_size=8, distill=0.0)
+    config = FinetuneConfig(epochs=2, batch_size=8, distill=0.0, target=target)
     result = finetune(model, train, val, config, out=tmp_path / "run")
+    assert result.budget is None
+    assert "target_rate" not in result.model.description.history[-1]
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES - {"dense.safetensors"}
     assert result.metrics[0]["val_execution_rate"] is None
 

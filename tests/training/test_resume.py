@@ -69,7 +69,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_never_was(
 
     def run(name: str, **options: Any) -> FinetuneResult:
         model = Model(copy.deepcopy(small_network), Description("cifar_resnet20", 3, input=SPEC))
-        taught = copy.deepcopy(teacher)
+        taught = Model(copy.deepcopy(teacher), Description("cifar_resnet20", 3, input=SPEC))
         return finetune(model, moving, val, config, out=tmp_path / name, teacher=taught, **options)
 
     def stopping(report: StepReport) -> None:
@@ -113,6 +113,35 @@ def test_a_run_is_resumed_with_its_own_options_only(
     (out / "last.ckpt").write_bytes(b"no state")
     with pytest.raises(UserError, match="no whole state"):
         finetune(model, train, val, FAST, out=out, resume=True)
+
+
+def test_a_run_is_taken_up_by_the_network_that_it_changed(
+    model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    """What is learnt from is the network as it was when the run began, and so are defaults."""
+    config = FinetuneConfig(epochs=2, batch_size=8, aug_repeats=1, distill=0.9)
+    whole = finetune(copy.deepcopy(model), train, val, config, out=tmp_path / "whole")
+
+    def stopping(report: StepReport) -> None:
+        if report.epoch == 2:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        finetune(model, train, val, config, out=tmp_path / "run", on_step=stopping)
+    resumed = finetune(model, train, val, config, out=tmp_path / "run", resume=True)
+    state = resumed.model.network.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in whole.model.network.state_dict().items())
+
+
+def test_a_run_is_not_taken_up_by_another_network(
+    model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
+) -> None:
+    config = replace(FAST, epochs=1)
+    finetune(model, train, val, config, out=tmp_path / "run")
+    deeper = convert(create_network("cifar_resnet32", num_classes=3))
+    other = Model(deeper, Description("cifar_resnet32", 3, input=SPEC))
+    with pytest.raises(UserError, match="is that of another network: resume it with the one"):
+        finetune(other, train, val, config, out=tmp_path / "run", resume=True)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_what_is_good(
