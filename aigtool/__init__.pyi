@@ -1,6 +1,6 @@
 """The public API on one screen."""
 
-from .analysis.figures import write_figures as write_figures
+from .analysis.figures import write_analysis as write_analysis
 from .analysis.rates import (
     blocks_executed as blocks_executed,
 )

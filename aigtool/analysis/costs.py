@@ -15,6 +15,8 @@ from aigtool.trace import ExecutionTrace
 
 QUANTILES = (0.05, 0.5, 0.95)
 CONFIDENCE_BINS = 10
+CLASS = "class: "
+"""What the rows of classes are named by."""
 
 
 def cost_table(trace: ExecutionTrace) -> pd.DataFrame:
@@ -40,7 +42,7 @@ def cost_table(trace: ExecutionTrace) -> pd.DataFrame:
         "right": trace.correct,
         "wrong": ~trace.correct,
         **{
-            f"class: {name}": labels == label
+            f"{CLASS}{name}": labels == label
             for label, name in zip(present, class_names(trace, present), strict=True)
         },
     }

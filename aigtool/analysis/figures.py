@@ -1,58 +1,91 @@
-"""Every figure of a trace as a file, with the numbers behind it."""
+"""Every figure of a trace as files, with the numbers behind it."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from aigtool.analysis.plots import blocks_histogram, class_heatmap, gate_bars
-from aigtool.analysis.rates import blocks_executed, class_rates, gate_rates
+import pandas as pd
+from matplotlib.figure import Figure
+
+from aigtool.analysis.cost_plots import blocks_histogram, cost_figure
+from aigtool.analysis.costs import cost_by_confidence, cost_table
+from aigtool.analysis.findings import findings
+from aigtool.analysis.plots import class_heatmap, gate_bars
+from aigtool.analysis.rates import blocks_executed, class_rates, class_table, gate_rates
 from aigtool.errors import UserError
-from aigtool.output import replacing
+from aigtool.output import replacing, write_json
 from aigtool.trace import ExecutionTrace
 
 MOST_ROWS = 100
-"""Of more classes than these, the picture shows bands; the table has each of them."""
+"""Of more classes than these, a picture of pixels shows bands; a vector file has each of them."""
 
 
-def write_figures(trace: ExecutionTrace, folder: str | Path) -> list[Path]:
-    """Write each figure of a trace as PNG and its numbers as CSV.
+def write_analysis(
+    trace: ExecutionTrace,
+    folder: str | Path,
+    *,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    clusters: int | None = None,
+    formats: Sequence[str] = ("png", "svg"),
+    seed: int = 0,
+) -> tuple[list[Path], dict[str, Any]]:
+    """Write each figure of a trace, its numbers as CSV, and the findings as JSON.
 
     Args:
         trace: Of a network with gates.
         folder: Where to.
+        groups: Names of classes by the name of their group, to be tested.
+        clusters: How many groups to find; by default as many as part the classes best.
+        formats: Of the figures: ``png``, ``svg`` and ``pdf``.
+        seed: Of what is drawn for the tests.
 
     Returns:
-        The files written.
+        The files written, ``analysis.json`` the last, and what that holds (``findings``).
 
     Raises:
         UserError: The trace has no gates.
 
     Example:
         >>> import tempfile
-        >>> [path.name for path in write_figures(trace, tempfile.mkdtemp())][:2]
-        ['class_rates.csv', 'class_rates.png']
+        >>> files, _ = write_analysis(trace, tempfile.mkdtemp())
+        >>> [path.name for path in files][:3]
+        ['class_rates.csv', 'class_rates.png', 'class_rates.svg']
     """
     if not trace.gates:
         raise UserError("the network has no gates to analyse: convert it first")
-    by_class, by_gate, blocks = class_rates(trace), gate_rates(trace), blocks_executed(trace)
+    folder = Path(folder)
+    by_class, by_gate = class_rates(trace), gate_rates(trace)
+    blocks, costs, confidence = blocks_executed(trace), cost_table(trace), cost_by_confidence(trace)
     about = f"{trace.source}, {len(trace.images)} images, policy {trace.policy}"
-    made = {
-        "class_rates": (
-            by_class.rename_axis("class").reset_index(),
-            class_heatmap(by_class, by_gate, about, most_rows=MOST_ROWS),
-        ),
-        "gate_rates": (by_gate, gate_bars(by_gate, about)),
-        "blocks_executed": (
-            blocks,
-            blocks_histogram(blocks, about),
-        ),
-    }
+    found = findings(trace, groups, clusters=clusters, seed=seed)
+
+    def heatmap(kind: str) -> Figure:
+        most = MOST_ROWS if kind == "png" else None
+        return class_heatmap(by_class, by_gate, about, most_rows=most)
+
+    written = _write(folder, "class_rates", class_table(trace), {k: heatmap(k) for k in formats})
+    for name, numbers, figure in (
+        ("gate_rates", by_gate, gate_bars(by_gate, about)),
+        ("blocks_executed", blocks, blocks_histogram(blocks, about)),
+        ("costs", costs, cost_figure(trace, costs, confidence, about)),
+    ):
+        written += _write(folder, name, numbers, dict.fromkeys(formats, figure))
+    written += _write(folder, "costs_by_confidence", confidence, {})
+    write_json(folder / "analysis.json", found)
+    return [*written, folder / "analysis.json"], found
+
+
+def _write(
+    folder: Path, name: str, numbers: pd.DataFrame, figures: Mapping[str, Figure]
+) -> list[Path]:
+    tables: dict[str, Any] = {"csv": numbers}
     written = []
-    for name, (numbers, figure) in made.items():
-        for suffix in (".csv", ".png"):
-            path = Path(folder) / (name + suffix)
-            with replacing(path) as temporary:
-                if suffix == ".csv":
-                    numbers.to_csv(temporary, index=False)
-                else:
-                    figure.savefig(temporary)
-            written.append(path)
+    for kind, content in {**tables, **figures}.items():
+        path = folder / f"{name}.{kind}"
+        with replacing(path) as temporary:
+            if kind == "csv":
+                content.to_csv(temporary, index=False)
+            else:
+                content.savefig(temporary, format=kind)
+        written.append(path)
     return written

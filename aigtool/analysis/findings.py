@@ -30,7 +30,7 @@ def findings(
         seed: Of what is drawn.
 
     Returns:
-        ``summary`` (``ExecutionTrace.summary``), ``errors`` (``cost_of_errors``),
+        What ``ExecutionTrace.summary`` says, and ``data``, ``errors`` (``cost_of_errors``),
         ``found_groups`` and, where groups are given, ``given_groups``: their ``members``, and the
         test's ``between``, ``within``, ``ratio``, ``p``, ``least_p``, ``labelings`` and
         ``enumerated``. Where classes are too few to be parted, ``reason`` says so instead.
@@ -43,7 +43,7 @@ def findings(
     given = {} if groups is None else {"given_groups": _given(trace, groups)}
     return {
         "data": trace.source,
-        "summary": trace.summary(),
+        **trace.summary(),
         "errors": cost_of_errors(trace),
         "found_groups": _found(trace, clusters, seed),
         **given,

@@ -6,13 +6,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import offset_copy
 from scipy.cluster.hierarchy import dendrogram
 
 from aigtool.analysis.clustering import class_order, class_tree
 from aigtool.analysis.rates import KINDS
-from aigtool.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, head, new_figure, styled
+from aigtool.plotting import BLUE, GREEN, GREY, VERMILION, head, new_figure, styled
 
 
 @styled
@@ -111,31 +110,6 @@ def gate_bars(rates: pd.DataFrame, about: str = "") -> Figure:
     _label_gates(axes, [str(name) for name in rates["gate"]])
     _mark_gates(figure, axes, rates)
     figure.legend(loc="outside lower left", ncols=max(2, min(6, int(width / 2))))
-    return figure
-
-
-@styled
-def blocks_histogram(counts: pd.DataFrame, about: str = "") -> Figure:
-    """Draw how many images executed each number of blocks; what ``blocks_executed`` returned."""
-    figure, (axes,) = new_figure(6.4, 3.6, title="Gated blocks executed per image", about=about)
-    axes.bar(counts["blocks"], counts["right"], color=BLUE, width=0.85, label="right answer")
-    axes.bar(
-        counts["blocks"],
-        counts["wrong"],
-        bottom=counts["right"],
-        color=ORANGE,
-        width=0.85,
-        label="wrong answer",
-    )
-    total = counts["images"].sum()
-    if total:
-        mean = (counts["blocks"] * counts["images"]).sum() / total
-        axes.axvline(mean, color=GREY, linestyle="--", linewidth=1, label=f"mean {mean:.1f}")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(visible=False, axis="x")
-    axes.set(xlabel="gated blocks executed", ylabel="images", xlim=(-0.7, len(counts) - 0.3))
-    figure.legend(loc="outside lower left", ncols=3)
     return figure
 
 

@@ -1,11 +1,11 @@
 """``aigtool analyze``: what the gates do, in figures."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from aigtool.cli.console import print_json, print_table, share, status, wrote
+from aigtool.cli.console import print_facts, print_json, print_table, share, status, wrote
 from aigtool.cli.options import (
     BatchSize,
     ClassMap,
@@ -21,7 +21,10 @@ from aigtool.cli.options import (
     Seed,
     Split,
     Workers,
+    parse_names,
 )
+
+FORMATS = ("png", "svg", "pdf")
 
 
 def analyze(
@@ -51,6 +54,27 @@ def analyze(
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     seed: Seed = 0,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            "--groups",
+            metavar="FILE|cifar10",
+            help="Groups of classes to test: a YAML file with a list of class names a group, or "
+            "ready-made ones.",
+        ),
+    ] = None,
+    clusters: Annotated[
+        int | None,
+        typer.Option(
+            "--clusters",
+            min=2,
+            help="How many groups to find by clustering; by default 2 to 6, as part the classes "
+            "best.",
+        ),
+    ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", metavar="LIST", help="Of the figures: png, svg, pdf.")
+    ] = "png,svg",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -77,11 +101,13 @@ def analyze(
             if is_trace
             else f"{subject} with no images: give --data, or a trace (.parquet) that evaluate wrote"
         )
+    kinds = parse_names("format", formats, FORMATS)
     folder = check_output(
         out or subject.with_name(f"{subject.stem}-analysis"), force=force, folder=True
     )
     with status("loading"):
-        from aigtool.analysis.figures import write_figures
+        from aigtool.analysis.figures import write_analysis
+        from aigtool.analysis.groups import read_groups
         from aigtool.analysis.rates import gate_rates
         from aigtool.trace import load_trace
 
@@ -99,23 +125,67 @@ def analyze(
                 raise UserError(f"{subject} has no gates to analyse: aigtool convert adds them")
             source = DataSource(data, data_dir, download, class_map)
             images = open_for(model, source, split, limit)
+        classes = trace.classes if data is None else images.classes
+        named = None if groups is None else read_groups(groups, classes)
+        if data is not None:
             prepared = ready_to_serve(model, where, seed)
     if data is not None:
         chosen = policy or model.description.policy
         trace = collect("running the network", prepared, images, chosen, batch_size, workers)
-    written = write_figures(trace, folder)
-    summary = trace.summary()
+    with status("drawing and testing"):
+        written, found = write_analysis(
+            trace, folder, groups=named, clusters=clusters, formats=kinds, seed=seed
+        )
     if json:
-        print_json({**summary, "data": trace.source, "out": [str(path) for path in written]})
+        print_json({**found, "out": [str(path) for path in written]})
     else:
         print_table(
-            f"{trace.source}, {summary['images']} images: {summary['adaptive_gates']} gates "
-            f"adaptive, {summary['always_on_gates']} always on, "
-            f"{summary['always_off_gates']} always off",
-            ["gate", "executed", "rate", "mean probability"],
+            f"{trace.source}, {found['images']} images: {found['adaptive_gates']} gates "
+            f"adaptive, {found['always_on_gates']} always on, "
+            f"{found['always_off_gates']} always off",
+            ["gate", "executed", "rate", "lowest\nclass", "highest\nclass", "mean\nprobability"],
             [
-                [row["gate"], f"{row['executed']}", share(row["rate"]), share(row["probability"])]
+                [
+                    row["gate"],
+                    f"{row['executed']}",
+                    *(share(row[name]) for name in ("rate", "class_min", "class_max")),
+                    share(row["probability"]),
+                ]
                 for row in gate_rates(trace).to_dict("records")
             ],
         )
+        _tell(found)
     wrote(written, "" if data is None else f"aigtool attack {subject} --data {data}")
+
+
+def _tell(found: dict[str, Any]) -> None:
+    """Say whether groups of classes part, and whether wrong answers cost more."""
+    facts = [
+        (name.replace("_", " "), _groups(found[name]))
+        for name in ("found_groups", "given_groups")
+        if name in found
+    ]
+    errors = found["errors"]
+    if errors["difference"] is not None:
+        within, stderr = errors["difference_within_classes"], errors["stderr_within_classes"]
+        facts.append(
+            (
+                "wrong answers",
+                f"{errors['wrong']}, which take {errors['difference']:+.2f} ± "
+                f"{errors['stderr']:.2f} blocks; {within:+.2f} ± {stderr:.2f} within classes",
+            )
+        )
+    print_facts("", facts)
+
+
+def _groups(tested: dict[str, Any]) -> str:
+    if "reason" in tested:
+        return str(tested["reason"])
+    members = tested["members"]
+    named = members.values() if isinstance(members, dict) else members
+    listed = " | ".join(", ".join(names) for names in named)
+    apart = "" if tested["ratio"] is None else f"{tested['ratio']:.2f} times "
+    return (
+        f"{listed}: {apart}as far from each other as within (p {tested['p']:.3g}, at least "
+        f"{tested['least_p']:.3g})"
+    )

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from aigtool.analysis.figures import write_figures
+from aigtool.analysis.figures import write_analysis
 from aigtool.analysis.rates import class_rates
 from aigtool.errors import UserError
 from aigtool.trace import ExecutionTrace
@@ -26,15 +26,12 @@ def test_every_figure_is_drawn_without_a_warning(
     trace = make_trace(executed, labels, generator.integers(0, 2, 200), classes)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        paths = write_figures(trace, tmp_path)
-    assert sorted(path.name for path in paths) == [
-        "blocks_executed.csv",
-        "blocks_executed.png",
-        "class_rates.csv",
-        "class_rates.png",
-        "gate_rates.csv",
-        "gate_rates.png",
-    ]
+        paths, _ = write_analysis(trace, tmp_path)
+    figures = {"class_rates", "gate_rates", "blocks_executed", "costs"}
+    assert {path.name for path in paths} == {
+        *(f"{name}.{kind}" for name in figures for kind in ("csv", "png", "svg")),
+        *("costs_by_confidence.csv", "analysis.json"),
+    }
     for path in paths:
         if path.suffix == ".png":
             with Image.open(path) as image:
@@ -44,17 +41,18 @@ def test_every_figure_is_drawn_without_a_warning(
 
 def test_one_image(tmp_path: Path) -> None:
     trace = make_trace(np.ones((1, 3), dtype=bool), np.array([1]), np.array([0]), 2)
-    assert len(write_figures(trace, tmp_path)) == 6
+    assert len(write_analysis(trace, tmp_path, formats=["pdf"])[0]) == 10
+    assert (tmp_path / "costs.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_csvs_hold_the_numbers_behind(small_trace: ExecutionTrace, tmp_path: Path) -> None:
-    write_figures(small_trace, tmp_path)
-    frame = pd.read_csv(tmp_path / "class_rates.csv", index_col="class")
-    pd.testing.assert_frame_equal(frame, class_rates(small_trace), check_names=False)
+    write_analysis(small_trace, tmp_path)
+    frame = pd.read_csv(tmp_path / "class_rates.csv")
+    assert frame["rate"].tolist() == class_rates(small_trace).to_numpy().ravel().tolist()
     assert pd.read_csv(tmp_path / "gate_rates.csv")["rate"].tolist() == [1.0, 0.25]
 
 
 def test_a_trace_without_gates_is_told(tmp_path: Path) -> None:
     trace = make_trace(np.ones((2, 0), dtype=bool), np.array([0, 1]), np.array([0, 0]), 2)
     with pytest.raises(UserError, match="no gates to analyse"):
-        write_figures(trace, tmp_path)
+        write_analysis(trace, tmp_path)

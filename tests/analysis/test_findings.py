@@ -27,7 +27,7 @@ def test_findings_of_planted_groups_are_plain_json() -> None:
     assert found["found_groups"]["p"] == 1 / 200
     assert (found["given_groups"]["p"], found["given_groups"]["labelings"]) == (1 / 210, 210)
     assert found["given_groups"]["ratio"] > 2
-    assert found["summary"]["images"] == 400
+    assert found["images"] == 400
 
 
 def test_too_few_classes_are_said_to_be() -> None:

@@ -61,6 +61,7 @@ EVALUATE = ["evaluate", "m.safetensors", "--workers", "0", "--data"]
 CALIBRATE = ["calibrate", "m.safetensors", "--workers", "0", "--data", "images"]
 FINETUNE = ["finetune", "m.safetensors", "--data", "images", "--workers", "0"]
 SWEEP = ["sweep", "m.safetensors", "--data", "images"]
+ANALYZE = ["analyze", "m.safetensors", "--data", "images", "--workers", "0"]
 ATTACK = ["attack", "m.safetensors", "--data", "images", "--out", "out"]
 PREDICT = ["predict", "m.safetensors", "--workers", "1"]
 CIFAR20 = ["convert", "cifar_resnet20", "--out", "out.safetensors"]
@@ -376,6 +377,11 @@ CASES = {
     "analyze trace with data": (["analyze", "t.parquet", "--data", "images"], "leave --data out"),
     "analyze no trace": (["analyze", "t.parquet"], "no such file"),
     "analyze without gates": (["analyze", "dense.st", "--data", "images"], "no gates"),
+    "analyze no format": ([*ANALYZE, "--format", "bmp"], "format 'bmp': expected some of png, svg"),
+    "analyze no groups": ([*ANALYZE, "--groups", "no.yaml"], "no such file; expected a YAML file"),
+    "analyze other groups": ([*ANALYZE, "--groups", "cifar10"], "no class named bird, cat, deer"),
+    "analyze one cluster": ([*ANALYZE, "--clusters", "1"], "--clusters 1"),
+    "analyze many clusters": ([*ANALYZE, "--clusters", "3"], "3 groups of 3 classes: expected 2"),
     "negative epsilon": ([*ATTACK, "--epsilons", "-0.1"], "epsilon -0.1"),
     "epsilon over 1": ([*ATTACK, "--epsilons", "0,8"], "did you mean 8/255"),
     "epsilon no number": ([*ATTACK, "--epsilons", "1/0"], "epsilon '1/0'"),

@@ -85,8 +85,15 @@ def test_the_way_from_a_folder_to_figures(
     assert "right" in shown.out
     assert "next:" in shown.err
 
-    aigtool("analyze", trace, "--out", tmp_path / "from-trace")
-    aigtool("analyze", best, *data, "--split", "test", "--out", tmp_path / "from-model", "--json")
+    groups = tmp_path / "groups.yaml"
+    groups.write_text("warm: [red]\ncold: [blue, green]\n")
+    told = aigtool("analyze", trace, "--groups", groups, "--out", tmp_path / "from-trace").out
+    assert "given groups" in told
+    found = aigtool(
+        "analyze", best, *data, "--split", "test", "--out", tmp_path / "from-model", "--json"
+    )
+    assert found["found_groups"]["least_p"] == 1 / 200
+    assert "given_groups" not in found
     for name in ("class_rates.csv", "gate_rates.csv", "blocks_executed.csv"):
         first, second = (tmp_path / kind / name for kind in ("from-trace", "from-model"))
         pd.testing.assert_frame_equal(pd.read_csv(first), pd.read_csv(second))
