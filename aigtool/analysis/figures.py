@@ -9,9 +9,12 @@ from matplotlib.figure import Figure
 
 from aigtool.analysis.cost_plots import blocks_histogram, cost_figure
 from aigtool.analysis.costs import cost_by_confidence, cost_table
+from aigtool.analysis.extremes import extreme_images
 from aigtool.analysis.findings import findings
+from aigtool.analysis.image_plots import contact_sheet, drawn_classes, read_pictures
 from aigtool.analysis.plots import class_heatmap, gate_bars
 from aigtool.analysis.rates import blocks_executed, class_rates, class_table, gate_rates
+from aigtool.data.images import ImageSet
 from aigtool.errors import UserError
 from aigtool.output import replacing, write_json
 from aigtool.trace import ExecutionTrace
@@ -26,6 +29,7 @@ def write_analysis(
     *,
     groups: Mapping[str, Sequence[str]] | None = None,
     clusters: int | None = None,
+    images: ImageSet | None = None,
     formats: Sequence[str] = ("png", "svg"),
     seed: int = 0,
 ) -> tuple[list[Path], dict[str, Any]]:
@@ -36,11 +40,14 @@ def write_analysis(
         folder: Where to.
         groups: Names of classes by the name of their group, to be tested.
         clusters: How many groups to find; by default as many as part the classes best.
+        images: The data set that the trace is of, for a contact sheet of the easiest and the
+            hardest images.
         formats: Of the figures: ``png``, ``svg`` and ``pdf``.
         seed: Of what is drawn for the tests.
 
     Returns:
-        The files written, ``analysis.json`` the last, and what that holds (``findings``).
+        The files written, ``analysis.json`` the last, and what that holds (``findings``); where
+        images are no longer what they were, ``contact_sheet`` says so in place of the figure.
 
     Raises:
         UserError: The trace has no gates.
@@ -63,21 +70,44 @@ def write_analysis(
         most = MOST_ROWS if kind == "png" else None
         return class_heatmap(by_class, by_gate, about, most_rows=most)
 
-    written = _write(folder, "class_rates", class_table(trace), {k: heatmap(k) for k in formats})
+    written = write_figure(
+        folder, "class_rates", class_table(trace), {k: heatmap(k) for k in formats}
+    )
     for name, numbers, figure in (
         ("gate_rates", by_gate, gate_bars(by_gate, about)),
         ("blocks_executed", blocks, blocks_histogram(blocks, about)),
         ("costs", costs, cost_figure(trace, costs, confidence, about)),
     ):
-        written += _write(folder, name, numbers, dict.fromkeys(formats, figure))
-    written += _write(folder, "costs_by_confidence", confidence, {})
+        written += write_figure(folder, name, numbers, dict.fromkeys(formats, figure))
+    written += write_figure(folder, "costs_by_confidence", confidence, {})
+    chosen, sheet = extreme_images(trace), {}
+    if images is not None:
+        try:
+            sheet = dict.fromkeys(formats, _contact_sheet(trace, chosen, images, about))
+        except UserError as error:
+            found["contact_sheet"] = str(error)
+    written += write_figure(folder, "extreme_images", chosen, sheet)
     write_json(folder / "analysis.json", found)
     return [*written, folder / "analysis.json"], found
 
 
-def _write(
+def _contact_sheet(
+    trace: ExecutionTrace, chosen: pd.DataFrame, images: ImageSet, about: str
+) -> Figure:
+    shown = chosen[chosen["class"].isin(drawn_classes(chosen))]
+    files = zip(shown["index"].tolist(), shown["file"].tolist(), strict=True)
+    if len(images) != len(trace.images) or any(images.filename(i) != file for i, file in files):
+        raise UserError(
+            f"data {images.name} {images.split} has other images than the trace is of: no contact "
+            "sheet; give the data that it was made with"
+        )
+    return contact_sheet(shown, read_pictures(images, shown["index"].tolist()), about)
+
+
+def write_figure(
     folder: Path, name: str, numbers: pd.DataFrame, figures: Mapping[str, Figure]
 ) -> list[Path]:
+    """Write a table as CSV, and figures of it by their format, and return the files."""
     tables: dict[str, Any] = {"csv": numbers}
     written = []
     for kind, content in {**tables, **figures}.items():

@@ -4,10 +4,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
 from aigtool.analysis.figures import write_analysis
+from aigtool.analysis.image_plots import drawn_classes, inference_graph
 from aigtool.analysis.rates import class_rates
+from aigtool.data.images import ImageSet
 from aigtool.errors import UserError
 from aigtool.trace import ExecutionTrace
 from tests.analysis.test_rates import make_trace
@@ -30,7 +33,7 @@ def test_every_figure_is_drawn_without_a_warning(
     figures = {"class_rates", "gate_rates", "blocks_executed", "costs"}
     assert {path.name for path in paths} == {
         *(f"{name}.{kind}" for name in figures for kind in ("csv", "png", "svg")),
-        *("costs_by_confidence.csv", "analysis.json"),
+        *("costs_by_confidence.csv", "extreme_images.csv", "analysis.json"),
     }
     for path in paths:
         if path.suffix == ".png":
@@ -41,7 +44,7 @@ def test_every_figure_is_drawn_without_a_warning(
 
 def test_one_image(tmp_path: Path) -> None:
     trace = make_trace(np.ones((1, 3), dtype=bool), np.array([1]), np.array([0]), 2)
-    assert len(write_analysis(trace, tmp_path, formats=["pdf"])[0]) == 10
+    assert len(write_analysis(trace, tmp_path, formats=["pdf"])[0]) == 11
     assert (tmp_path / "costs.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -56,3 +59,53 @@ def test_a_trace_without_gates_is_told(tmp_path: Path) -> None:
     trace = make_trace(np.ones((2, 0), dtype=bool), np.array([0, 1]), np.array([0, 0]), 2)
     with pytest.raises(UserError, match="no gates to analyse"):
         write_analysis(trace, tmp_path)
+
+
+def many_images(classes: int) -> tuple[ExecutionTrace, ImageSet]:
+    generator = np.random.default_rng(0)
+    count = 3 * classes
+    executed = generator.random((count, 8)) < 0.5
+    labels = np.arange(count) % classes
+    trace = make_trace(executed, labels, generator.integers(0, 2, count), classes)
+    pixels = np.zeros((12, 16, 3), np.uint8)
+
+    class Made:
+        def read(self, index: int) -> tuple[Image.Image, int]:
+            return Image.fromarray(pixels + index % 200), int(labels[index])
+
+        def filename(self, index: int) -> str:
+            return str(index)
+
+    images = ImageSet("made", "", trace.classes, None, Made(), range(count), np.asarray)
+    return trace, images
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10, 30])
+def test_a_contact_sheet_is_drawn_of_any_number_of_classes(classes: int, tmp_path: Path) -> None:
+    trace, images = many_images(classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        paths, found = write_analysis(trace, tmp_path, images=images, formats=["png"])
+    assert "contact_sheet" not in found
+    assert tmp_path / "extreme_images.png" in paths
+    chosen = pd.read_csv(tmp_path / "extreme_images.csv")
+    assert len(chosen) == 3 * classes
+    assert len(drawn_classes(chosen)) == min(classes, 20)
+
+
+@pytest.mark.parametrize("blocks", [8, 54, 150])
+def test_an_inference_graph_is_drawn_of_any_depth(blocks: int, tmp_path: Path) -> None:
+    graph = pd.DataFrame(
+        {
+            "block": [f"layer{1 + 4 * n // blocks}.{n}" for n in range(blocks)],
+            "gated": [n % 5 > 0 for n in range(blocks)],
+            "executed": [n % 2 == 0 for n in range(blocks)],
+            "probability": 0.5,
+        }
+    )
+    figure = inference_graph(graph, np.zeros((32, 32, 3), np.uint8), "cat, 99 %")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.savefig(tmp_path / "graph.png")
+    boxes = [patch for patch in figure.axes[1].patches if isinstance(patch, FancyBboxPatch)]
+    assert len(boxes) == blocks

@@ -374,7 +374,19 @@ CASES = {
     "run exists": ([*FINETUNE, "--out", "taken"], "--force"),
     "no gates": (["finetune", "dense.st", "--data", "images"], "has no gates"),
     "analyze without data": (["analyze", "m.safetensors"], "give --data"),
-    "analyze trace with data": (["analyze", "t.parquet", "--data", "images"], "leave --data out"),
+    "analyze image and data": ([*ANALYZE, "--image", "one/only/a.png"], "the image alone"),
+    "analyze image and trace": (
+        ["analyze", "t.parquet", "--image", "one/only/a.png"],
+        "with a trace: expected a model file",
+    ),
+    "analyze no image": (
+        ["analyze", "m.safetensors", "--image", "no.png"],
+        "no.png cannot be read",
+    ),
+    "analyze one image of no gates": (
+        ["analyze", "dense.st", "--image", "one/only/a.png"],
+        "no gates to analyse",
+    ),
     "analyze no trace": (["analyze", "t.parquet"], "no such file"),
     "analyze without gates": (["analyze", "dense.st", "--data", "images"], "no gates"),
     "analyze no format": ([*ANALYZE, "--format", "bmp"], "format 'bmp': expected some of png, svg"),

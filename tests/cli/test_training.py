@@ -58,7 +58,7 @@ def test_a_new_classifier_has_no_teacher(
     assert not load_model(run_folder / "best.safetensors").description.new_classifier
 
 
-def test_the_way_from_a_folder_to_figures(
+def test_the_way_from_a_folder_to_an_attack(
     aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     result = finetuned(aigtool, model, image_folder, tmp_path / "run")
@@ -84,19 +84,6 @@ def test_the_way_from_a_folder_to_figures(
     shown = aigtool("evaluate", best, *data)
     assert "right" in shown.out
     assert "next:" in shown.err
-
-    groups = tmp_path / "groups.yaml"
-    groups.write_text("warm: [red]\ncold: [blue, green]\n")
-    told = aigtool("analyze", trace, "--groups", groups, "--out", tmp_path / "from-trace").out
-    assert "given groups" in told
-    found = aigtool(
-        "analyze", best, *data, "--split", "test", "--out", tmp_path / "from-model", "--json"
-    )
-    assert found["found_groups"]["least_p"] == 1 / 200
-    assert "given_groups" not in found
-    for name in ("class_rates.csv", "gate_rates.csv", "blocks_executed.csv"):
-        first, second = (tmp_path / kind / name for kind in ("from-trace", "from-model"))
-        pd.testing.assert_frame_equal(pd.read_csv(first), pd.read_csv(second))
 
     rows = aigtool("attack", best, *data, "--epsilons", "0,8/255", "--json")["rows"]
     assert {row["network"] for row in rows} == {"gated", "dense"}

@@ -1,0 +1,165 @@
+"""Figures of single images: the most extreme of each class, and one image's inference graph."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from PIL import Image, ImageOps
+
+from aigtool.analysis.rates import stage_of
+from aigtool.data.images import ImageSet
+from aigtool.plotting import BLUE, GREY, VERMILION, head, styled
+
+THUMBNAIL = 96
+"""Pixels that a picture in a figure has at most, each way."""
+MOST_CLASSES = 20
+"""Of more classes than these, those are drawn whose images differ most in blocks."""
+ROW = 18
+"""Blocks of a stage drawn side by side."""
+
+Picture = npt.NDArray[np.uint8]
+
+
+def read_pictures(images: ImageSet, indices: Sequence[int]) -> list[Picture]:
+    """Read images as they are, cut to a square in the middle.
+
+    Args:
+        images: The data set.
+        indices: Positions in it.
+
+    Returns:
+        ``(pixels, pixels, 3)`` each, of ``THUMBNAIL`` pixels at most.
+
+    Raises:
+        UserError: One is no longer there, or cannot be read.
+    """
+    chosen = [images.source.read(images.indices[index])[0] for index in indices]
+    return [thumbnail(image) for image in chosen]
+
+
+def thumbnail(image: Image.Image) -> Picture:
+    """Return a square picture of an image.
+
+    Example:
+        >>> thumbnail(Image.new("L", (300, 200))).shape
+        (96, 96, 3)
+    """
+    side = min(THUMBNAIL, *image.size)
+    picture: Picture = np.asarray(ImageOps.fit(image.convert("RGB"), (side, side)))
+    return picture
+
+
+def drawn_classes(chosen: pd.DataFrame) -> list[str]:
+    """Return the classes that a contact sheet has room for, in their order.
+
+    Args:
+        chosen: What ``extreme_images`` returned.
+    """
+    blocks = chosen.groupby("class", sort=False)["blocks"]
+    spread = blocks.max() - blocks.min()
+    kept = spread.sort_values(ascending=False, kind="stable").index[:MOST_CLASSES]
+    return [str(name) for name in spread.index if name in kept]
+
+
+@styled
+def contact_sheet(chosen: pd.DataFrame, pictures: Sequence[Picture], about: str = "") -> Figure:
+    """Draw the images of each class that took the fewest and the most blocks.
+
+    Args:
+        chosen: Rows of what ``extreme_images`` returned.
+        pictures: Each row's.
+        about: Which data, said under the title.
+    """
+    names = list(dict.fromkeys(chosen["class"]))
+    most = int(chosen.groupby(["class", "kind"]).size().max())
+    columns = 2 * most + 0.5
+    figure = Figure(figsize=(1.6 + 0.62 * columns, 1.3 + 0.84 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    head(figure, "Images of each class that took the fewest and the most blocks", about)
+    placed = chosen.assign(at=range(len(chosen)))
+    for (name, kind), rows in placed.groupby(["class", "kind"], sort=False):
+        start, down = (0 if kind == "fewest" else most + 0.5), -names.index(str(name)) * 1.35
+        for number, (at, row) in enumerate(zip(rows["at"], rows.itertuples(), strict=True)):
+            left = start + number
+            axes.imshow(pictures[at], extent=(left, left + 0.94, down, down + 0.94), aspect="equal")
+            said = f"{row.blocks}" if row.right else f"{row.blocks} ✗ {row.prediction}"
+            axes.text(
+                left + 0.47,
+                down - 0.04,
+                said,
+                ha="center",
+                va="top",
+                fontsize=7,
+                color="black" if row.right else VERMILION,
+            )
+    for kind, start in (("fewest", 0.0), ("most", most + 0.5)):
+        axes.text(start, 1.05, f"{kind} blocks", fontsize=9)
+    axes.set(xlim=(0, columns), ylim=(-1.35 * (len(names) - 1) - 0.4, 1.3))
+    axes.set_yticks([0.47 - 1.35 * row for row in range(len(names))], names)
+    axes.set_xticks([])
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+@styled
+def inference_graph(graph: pd.DataFrame, picture: Picture, answer: str, about: str = "") -> Figure:
+    """Draw the blocks that one image executed and skipped, in their order, a stage a row.
+
+    Args:
+        graph: A row a block: ``block``, ``gated``, ``executed`` and ``probability``.
+        picture: The image.
+        answer: What the network said of it.
+        about: Which network, said under the title.
+    """
+    stages = graph.groupby(graph["block"].map(stage_of), sort=False)
+    lines: list[tuple[str, list[Any]]] = []
+    for name, blocks in stages:
+        rows = list(blocks.itertuples())
+        parts = [rows[at : at + ROW] for at in range(0, len(rows), ROW)]
+        lines += [(str(name) if part is parts[0] else "", part) for part in parts]
+    widest = max(len(part) for _, part in lines)
+    figure = Figure(
+        figsize=(2.4 + 0.55 * widest, max(2.4, 1.0 + 0.75 * len(lines))), layout="constrained"
+    )
+    left, axes = figure.subplots(1, 2, width_ratios=[1.6, 0.8 + 0.55 * widest])
+    head(figure, f"Blocks of one image: {answer}", about)
+    left.imshow(picture)
+    left.axis("off")
+    for down, (name, part) in enumerate(lines):
+        axes.text(-0.7, -down, name, ha="right", va="center")
+        axes.plot([-0.6, len(part) - 0.4], [-down, -down], color=GREY, linewidth=1, zorder=0)
+        for across, block in enumerate(part):
+            _draw_block(axes, across, -down, block)
+    axes.set(
+        xlim=(-0.7 - 0.14 * max(len(n) for n, _ in lines), widest), ylim=(0.5 - len(lines), 0.5)
+    )
+    axes.axis("off")
+    figure.supxlabel(
+        "filled: executed; dotted: skipped; in it the gate's probability of executing it",
+        fontsize=8,
+        color=GREY,
+    )
+    return figure
+
+
+def _draw_block(axes: Axes, x: float, y: float, block: Any) -> None:
+    box = FancyBboxPatch(
+        (x - 0.36, y - 0.24),
+        0.72,
+        0.48,
+        boxstyle="round,pad=0,rounding_size=0.08",
+        facecolor=BLUE if block.executed else "white",
+        edgecolor=BLUE if block.executed else GREY,
+        linestyle="-" if block.executed else ":",
+    )
+    axes.add_patch(box)
+    said = f"{block.probability:.2f}" if block.gated else "no gate"
+    color = "white" if block.executed else "black"
+    axes.text(x, y, said, ha="center", va="center", fontsize=7, color=color)

@@ -1,0 +1,68 @@
+"""``aigtool analyze``, in one process: what it prints, writes and returns."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.cli.conftest import Command
+
+
+@pytest.fixture
+def data(image_folder: Path) -> list[str]:
+    return ["--data", str(image_folder), "--split", "test", "--workers", "0"]
+
+
+@pytest.fixture
+def trace(aigtool: Command, model: Path, data: list[str], tmp_path: Path) -> Path:
+    path = tmp_path / "trace.parquet"
+    aigtool("evaluate", model, *data, "--out", path, "--quiet")
+    return path
+
+
+def test_a_trace_and_its_model_say_the_same(
+    aigtool: Command, model: Path, trace: Path, data: list[str], tmp_path: Path
+) -> None:
+    groups = tmp_path / "groups.yaml"
+    groups.write_text("warm: [red]\ncold: [blue, green]\n")
+    told = aigtool("analyze", trace, "--groups", groups, "--out", tmp_path / "from-trace").out
+    assert "given groups" in told
+    found = aigtool("analyze", model, *data, "--out", tmp_path / "from-model", "--json")
+    assert found["found_groups"]["least_p"] == 1 / 200
+    assert "given_groups" not in found
+    assert str(tmp_path / "from-model" / "extreme_images.png") in found["out"]
+    for name in ("class_rates", "gate_rates", "blocks_executed", "costs", "extreme_images"):
+        tables = (tmp_path / kind / f"{name}.csv" for kind in ("from-trace", "from-model"))
+        first, second = map(pd.read_csv, tables)
+        pd.testing.assert_frame_equal(first, second)
+
+
+def test_images_that_are_gone_cost_a_trace_its_contact_sheet_alone(
+    aigtool: Command, trace: Path, data: list[str], image_folder: Path, tmp_path: Path
+) -> None:
+    there = aigtool("analyze", trace, *data, "--format", "png", "--out", tmp_path / "there")
+    assert "warning" not in there.err
+    assert (tmp_path / "there" / "extreme_images.png").is_file()
+    (image_folder / "test" / "red" / "0.png").write_bytes(b"no image")
+    broken = aigtool("analyze", trace, *data, "--out", tmp_path / "broken")
+    assert "0.png cannot be read" in broken.err
+    shutil.rmtree(image_folder / "test" / "red")
+    gone = aigtool("analyze", trace, *data, "--out", tmp_path / "gone", "--json")
+    assert "has other images than the trace is of" in gone["contact_sheet"]
+    assert not (tmp_path / "gone" / "extreme_images.png").exists()
+    assert (tmp_path / "gone" / "costs.svg").is_file()
+
+
+def test_the_blocks_of_one_image_are_drawn(
+    aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    image = next((image_folder / "test" / "blue").iterdir())
+    drawn = aigtool("analyze", model, "--image", image, "--out", tmp_path / "one", "--json")
+    assert [block["block"] for block in drawn["blocks"]][:2] == ["layer1.0", "layer1.1"]
+    assert all(block["executed"] for block in drawn["blocks"])
+    assert drawn["gflops"] == pytest.approx(0.0409, abs=2e-4)
+    for kind in ("png", "svg", "csv"):
+        assert (tmp_path / "one" / f"{image.stem}-blocks.{kind}").stat().st_size > 100
+    told = aigtool("analyze", model, "--image", image, "--out", tmp_path / "one")
+    assert "blocks 9 of 9" in " ".join(told.out.split())
