@@ -7,6 +7,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from aigtool.analysis.comparison import compare_gates, compare_traces
+from aigtool.analysis.comparison_plots import comparison_figure
 from aigtool.analysis.cost_plots import blocks_histogram, cost_figure
 from aigtool.analysis.costs import cost_by_confidence, cost_table
 from aigtool.analysis.extremes import extreme_images
@@ -14,6 +16,7 @@ from aigtool.analysis.findings import findings
 from aigtool.analysis.image_plots import contact_sheet, drawn_classes, read_pictures
 from aigtool.analysis.plots import class_heatmap, gate_bars
 from aigtool.analysis.rates import blocks_executed, class_rates, class_table, gate_rates
+from aigtool.analysis.training_plots import gates_figure, gates_over_epochs
 from aigtool.data.images import ImageSet
 from aigtool.errors import UserError
 from aigtool.output import replacing, write_json
@@ -30,6 +33,7 @@ def write_analysis(
     groups: Mapping[str, Sequence[str]] | None = None,
     clusters: int | None = None,
     images: ImageSet | None = None,
+    metrics: pd.DataFrame | None = None,
     formats: Sequence[str] = ("png", "svg"),
     seed: int = 0,
 ) -> tuple[list[Path], dict[str, Any]]:
@@ -42,6 +46,7 @@ def write_analysis(
         clusters: How many groups to find; by default as many as part the classes best.
         images: The data set that the trace is of, for a contact sheet of the easiest and the
             hardest images.
+        metrics: ``metrics.csv`` of the run that the network is of, for its gates over the epochs.
         formats: Of the figures: ``png``, ``svg`` and ``pdf``.
         seed: Of what is drawn for the tests.
 
@@ -87,8 +92,39 @@ def write_analysis(
         except UserError as error:
             found["contact_sheet"] = str(error)
     written += write_figure(folder, "extreme_images", chosen, sheet)
+    if metrics is not None:
+        over = gates_over_epochs(metrics)
+        drawn = dict.fromkeys(formats, gates_figure(metrics, "validation images, as calibrated"))
+        written += write_figure(folder, "gates_in_training", over.reset_index(), drawn)
     write_json(folder / "analysis.json", found)
     return [*written, folder / "analysis.json"], found
+
+
+def write_comparison(
+    traces: Mapping[str, ExecutionTrace],
+    folder: str | Path,
+    *,
+    formats: Sequence[str] = ("png", "svg"),
+) -> tuple[list[Path], pd.DataFrame]:
+    """Write how several traces compare, and their gates' rates, as tables and a figure.
+
+    Args:
+        traces: By name; the others are compared with the first.
+        folder: Where to.
+        formats: Of the figure.
+
+    Returns:
+        The files written, and the rows of ``compare_traces``.
+
+    Raises:
+        UserError: Two have other gates than each other.
+    """
+    folder = Path(folder)
+    rows, gates = compare_traces(traces), compare_gates(traces)
+    sources = dict.fromkeys(trace.source for trace in traces.values())
+    figure = comparison_figure(rows, gates, ", ".join(sources))
+    written = write_figure(folder, "comparison", rows, dict.fromkeys(formats, figure))
+    return [*written, *write_figure(folder, "gates_compared", gates.reset_index(), {})], rows
 
 
 def _contact_sheet(

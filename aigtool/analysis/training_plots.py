@@ -1,10 +1,17 @@
 """Figures of training and of sweeps."""
 
+import re
+from itertools import pairwise
+
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from aigtool.analysis.rates import stage_of
 from aigtool.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, styled
+
+RATE = "rate."
+"""What the columns of gates in ``metrics.csv`` are named by."""
 
 
 @styled
@@ -36,7 +43,7 @@ def training_figure(metrics: pd.DataFrame) -> Figure:
     )
     accuracy.set(title="Top-1 accuracy, %", xlabel="epoch")
 
-    gates = [name for name in metrics if str(name).startswith("rate.")]
+    gates = [name for name in metrics if str(name).startswith(RATE)]
     if gates:
         rate.plot(epochs, metrics[gates], color=GREY, linewidth=0.6, alpha=0.5)
         rate.plot([], [], color=GREY, linewidth=0.6, label="single gates")
@@ -70,6 +77,49 @@ def training_figure(metrics: pd.DataFrame) -> Figure:
         if handles:
             axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16))
     return figure
+
+
+@styled
+def gates_figure(metrics: pd.DataFrame, about: str = "") -> Figure:
+    """Draw each gate's execution rate over the epochs, on validation images.
+
+    Args:
+        metrics: A run's ``metrics.csv``.
+        about: Which run, said under the title.
+    """
+    rates = gates_over_epochs(metrics)
+    gates, epochs = rates.shape
+    width = min(max(6.0, 3.0 + 0.24 * epochs), 16)
+    figure, (axes,) = new_figure(
+        width, max(2.9, 1.6 + 0.17 * gates), title="Gates during training", about=about
+    )
+    image = axes.imshow(rates.to_numpy(), aspect="auto", vmin=0, vmax=1, cmap="cividis")
+    axes.grid(visible=False)
+    axes.set_yticks(range(gates), rates.index.tolist(), fontsize=8)
+    shown = range(0, epochs, -(-epochs // 30))
+    axes.set_xticks(shown, [str(rates.columns[at]) for at in shown])
+    stages = [stage_of(name) for name in rates.index]
+    for row, (before, after) in enumerate(pairwise(stages)):
+        if before != after:
+            axes.axhline(row + 0.5, color="white", linewidth=1)
+    axes.set_xlabel("epoch")
+    figure.colorbar(image, ax=axes, pad=0.01, label="execution rate")
+    return figure
+
+
+def gates_over_epochs(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a gate, a column an epoch: its execution rate on validation images.
+
+    Example:
+        >>> metrics = pd.DataFrame({"epoch": [1, 2], "rate.layer1.0": [0.9, 0.5]})
+        >>> gates_over_epochs(metrics)
+        epoch       1    2
+        gate
+        layer1.0  0.9  0.5
+    """
+    rates = metrics.set_index("epoch").filter(regex=f"^{re.escape(RATE)}").T
+    rates.index = pd.Index([name.removeprefix(RATE) for name in rates.index], name="gate")
+    return rates
 
 
 @styled

@@ -1,7 +1,8 @@
 """What several commands show: networks side by side, and a training run while it goes on."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aigtool.cli.console import note, percent, print_table, progress, share, warn
@@ -27,6 +28,13 @@ def paired(row: dict[str, Any]) -> str:
     if row.get("difference") is None:
         return "-"
     return f"{row['difference']:+.1f} ± {row['difference_stderr']:.1f}"
+
+
+def named(paths: Sequence[Path], taken: Container[str] = ()) -> dict[str, Path]:
+    """Name files by their stems, or as given where that would not tell them apart."""
+    stems = [path.stem for path in paths]
+    is_clear = len({*stems}) == len(stems) and not any(stem in taken for stem in stems)
+    return {stem if is_clear else str(path): path for stem, path in zip(stems, paths, strict=True)}
 
 
 def print_summaries(title: str, summaries: Mapping[str, dict[str, Any]]) -> None:

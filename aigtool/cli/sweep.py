@@ -1,6 +1,5 @@
 """``aigtool sweep``: several budgets and seeds, and accuracy over GFLOPs."""
 
-from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +25,7 @@ from aigtool.cli.options import (
     parse_counts,
 )
 from aigtool.cli.recipe import Recipe, read_recipe, takes_recipe
-from aigtool.cli.reporting import gate_counts, paired, told_how_to_go_on, training_progress
+from aigtool.cli.reporting import gate_counts, named, paired, told_how_to_go_on, training_progress
 from aigtool.errors import UserError
 from aigtool.output import check_output, records
 from aigtool.training.config import FinetuneConfig
@@ -183,13 +182,6 @@ def sweep(
     else:
         _show(records(runs), records(targets), kind, about)
     wrote(paths, f"aigtool evaluate {folder / points[0].name / 'best.safetensors'} --data {data}")
-
-
-def named(paths: Sequence[Path], taken: Container[str]) -> dict[str, Path]:
-    """Name files by their stems, or as given where that would not tell them apart."""
-    stems = [path.stem for path in paths]
-    is_clear = len({*stems}) == len(stems) and not any(stem in taken for stem in stems)
-    return {stem if is_clear else str(path): path for stem, path in zip(stems, paths, strict=True)}
 
 
 def _show(runs: list[dict[str, Any]], targets: list[dict[str, Any]], kind: str, about: str) -> None:

@@ -66,3 +66,27 @@ def test_the_blocks_of_one_image_are_drawn(
         assert (tmp_path / "one" / f"{image.stem}-blocks.{kind}").stat().st_size > 100
     told = aigtool("analyze", model, "--image", image, "--out", tmp_path / "one")
     assert "blocks 9 of 9" in " ".join(told.out.split())
+
+
+def test_several_are_compared_with_the_first(
+    aigtool: Command, model: Path, trace: Path, data: list[str], tmp_path: Path
+) -> None:
+    command = ["analyze", trace, model, *data, "--out", tmp_path / "both"]
+    rows = aigtool(*command, "--json")["rows"]
+    assert [row["trace"] for row in rows] == ["trace", "r20"]
+    assert (rows[1]["difference"], rows[1]["gate_agreement"]) == (0, 1)
+    assert "decisions" in aigtool(*command, "--force", "--format", "png").out
+
+
+def test_a_run_shows_its_gates_in_training(
+    aigtool: Command, model: Path, image_folder: Path, data: list[str], tmp_path: Path
+) -> None:
+    options = ["--epochs", "1", "--batch-size", "8", "--workers", "0", "--out", tmp_path / "run"]
+    aigtool("finetune", model, "--data", image_folder, *options)
+    best = tmp_path / "run" / "best.safetensors"
+    found = aigtool("analyze", best, *data, "--format", "png", "--json")
+    drawn = tmp_path / "run" / "best-analysis" / "gates_in_training"
+    assert str(drawn.with_suffix(".png")) in found["out"]
+    table = pd.read_csv(drawn.with_suffix(".csv"))
+    assert table.columns.tolist() == ["gate", "1"]
+    assert len(table) == 9

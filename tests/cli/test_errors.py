@@ -374,11 +374,16 @@ CASES = {
     "run exists": ([*FINETUNE, "--out", "taken"], "--force"),
     "no gates": (["finetune", "dense.st", "--data", "images"], "has no gates"),
     "analyze without data": (["analyze", "m.safetensors"], "give --data"),
-    "analyze image and data": ([*ANALYZE, "--image", "one/only/a.png"], "the image alone"),
+    "analyze image and data": ([*ANALYZE, "--image", "one/only/a.png"], "and the image alone"),
     "analyze image and trace": (
         ["analyze", "t.parquet", "--image", "one/only/a.png"],
-        "with a trace: expected a model file",
+        "with a trace: expected one model file",
     ),
+    "analyze several and groups": (
+        ["analyze", "a.parquet", "b.parquet", "--groups", "cifar10"],
+        "expected one model file or trace",
+    ),
+    "analyze several without data": (["analyze", "a.parquet", "m.safetensors"], "give --data"),
     "analyze no image": (
         ["analyze", "m.safetensors", "--image", "no.png"],
         "no.png cannot be read",

@@ -13,7 +13,7 @@ from torch import nn
 
 from aigtool.cli.calibrate import REACHED
 from aigtool.cli.main import run
-from aigtool.cli.sweep import named
+from aigtool.cli.reporting import named
 from aigtool.conversion import named_gates
 from aigtool.models.files import load_model, save_model
 from aigtool.models.zoo import create_network
