@@ -1,6 +1,14 @@
 """The public API on one screen."""
 
-from .analysis.figures import write_analysis as write_analysis
+from .analysis.clustering import find_groups as find_groups
+from .analysis.figures import (
+    write_analysis as write_analysis,
+)
+from .analysis.figures import (
+    write_comparison as write_comparison,
+)
+from .analysis.groups import compare_given as compare_given
+from .analysis.permutation import compare_groups as compare_groups
 from .analysis.rates import (
     blocks_executed as blocks_executed,
 )
@@ -63,6 +71,7 @@ from .graphs import NotResidualError as NotResidualError
 from .inference.answers import Answers as Answers
 from .inference.answers import ServedNetwork as ServedNetwork
 from .inference.serving import serve as serve
+from .intervals import wilson_interval as wilson_interval
 from .losses import (
     RunningRates as RunningRates,
 )

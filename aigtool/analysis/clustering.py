@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import inf
 
 import numpy as np
+import numpy.typing as npt
 from scipy.cluster.hierarchy import cut_tree, leaves_list, linkage
 from sklearn.metrics import silhouette_score
 
@@ -18,6 +19,8 @@ from aigtool.analysis.rates import sums_by
 from aigtool.errors import UserError
 from aigtool.trace import ExecutionTrace
 
+MOST_IMAGES = 200_000
+"""Of more images than these, so many are drawn at random for the test."""
 MOST_GROUPS = 6
 """Classes are parted into as many groups as this at most."""
 
@@ -48,7 +51,7 @@ def find_groups(
     class labels permuted among images.
 
     Args:
-        trace: Of a network with gates.
+        trace: Of a network with gates; of a large one, ``MOST_IMAGES`` images.
         count: Number of groups; by default the one of 2 to 6 with the best silhouette.
         draws: Permutations.
         seed: Of the halves and of the permutations.
@@ -57,7 +60,12 @@ def find_groups(
         UserError: Fewer than three classes have two images, or ``count`` is not from 2 to one less
             than there are classes.
     """
-    labels, sizes = np.unique(trace.images["label"].to_numpy(), return_counts=True)
+    random = np.random.default_rng(seed)
+    all_labels, decided = trace.images["label"].to_numpy(), trace.executed
+    if len(all_labels) > MOST_IMAGES:
+        drawn = np.sort(random.choice(len(all_labels), MOST_IMAGES, replace=False))
+        all_labels, decided = all_labels[drawn], decided[drawn]
+    labels, sizes = np.unique(all_labels, return_counts=True)
     labels = labels[sizes > 1]
     if len(labels) < 3:
         raise UserError(
@@ -65,10 +73,9 @@ def find_groups(
         )
     if count is not None and not 2 <= count < len(labels):
         raise UserError(f"{count} groups of {len(labels)} classes: expected 2 to {len(labels) - 1}")
-    chosen = np.isin(trace.images["label"].to_numpy(), labels)
-    executed = trace.executed[chosen].astype(np.float64)
-    number = np.searchsorted(labels, trace.images["label"].to_numpy()[chosen])
-    random = np.random.default_rng(seed)
+    chosen = np.isin(all_labels, labels)
+    executed = decided[chosen].astype(np.float32)
+    number = np.searchsorted(labels, all_labels[chosen])
     halves = 2 * number + _halved(number, random)
     groups, between, within = _parted(executed, halves, count)
     ratios = []
@@ -81,7 +88,9 @@ def find_groups(
     return FoundGroups(tuple(labels.tolist()), tuple(groups.tolist()), test)
 
 
-def _parted(executed: Floats, halves: Integers, count: int | None) -> tuple[Integers, float, float]:
+def _parted(
+    executed: npt.NDArray[np.float32], halves: Integers, count: int | None
+) -> tuple[Integers, float, float]:
     """Cluster the even halves' rates; return the groups and the distances of the odd halves."""
     images = np.bincount(halves)
     rates = sums_by(halves, executed, len(images)) / images[:, None]

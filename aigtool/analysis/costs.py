@@ -35,27 +35,23 @@ def cost_table(trace: ExecutionTrace) -> pd.DataFrame:
         3   class: cat      2     1.000000
         4   class: dog      2     1.500000
     """
-    labels = trace.images["label"].to_numpy()
-    present = np.unique(labels).tolist()
-    sets = {
-        "all images": np.ones(len(labels), dtype=bool),
-        "right": trace.correct,
-        "wrong": ~trace.correct,
-        **{
-            f"{CLASS}{name}": labels == label
-            for label, name in zip(present, class_names(trace, present), strict=True)
-        },
-    }
     blocks = trace.executed.sum(axis=1)
-    rows = [
-        {
+
+    def row(name: str, chosen: npt.NDArray[Any]) -> dict[str, Any]:
+        return {
             "images": name,
-            "count": int(chosen.sum()),
+            "count": len(blocks[chosen]),
             **_spread("blocks", blocks[chosen]),
             **_spread("gflops", trace.gflops[chosen]),
         }
-        for name, chosen in sets.items()
-    ]
+
+    labels = trace.images["label"].to_numpy()
+    order = np.argsort(labels, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+    names = class_names(trace, np.unique(labels).tolist())
+    sets = {"all images": order, "right": trace.correct, "wrong": ~trace.correct}
+    rows = [row(name, chosen) for name, chosen in sets.items()]
+    rows += [row(f"{CLASS}{name}", part) for name, part in zip(names, parts, strict=True)]
     return pd.DataFrame(rows)
 
 

@@ -37,10 +37,10 @@ def extreme_images(trace: ExecutionTrace, per_class: int = 6) -> pd.DataFrame:
     labels = trace.images["label"].to_numpy()
     present = np.unique(labels).tolist()
     blocks = trace.executed.sum(axis=1)
-    order = np.lexsort((trace.probability.sum(axis=1), blocks))
+    order = np.lexsort((trace.probability.sum(axis=1), blocks, labels))
+    parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
     rows: list[dict[str, Any]] = []
-    for label, name in zip(present, class_names(trace, present), strict=True):
-        own = order[labels[order] == label]
+    for own, name in zip(parts, class_names(trace, present), strict=True):
         for kind, chosen in _ends(own, per_class):
             rows += [{"class": name, "kind": kind, "row": row} for row in chosen.tolist()]
     frame = pd.DataFrame(rows)

@@ -68,7 +68,8 @@ def class_rates(trace: ExecutionTrace) -> pd.DataFrame:
         dog    1.0   0.5
     """
     labels, codes = np.unique(trace.images["label"].to_numpy(), return_inverse=True)
-    rates = sums_by(codes, trace.executed, len(labels)) / np.bincount(codes)[:, None]
+    executed = sums_by(codes, trace.executed.astype(np.float32), len(labels))
+    rates = executed / np.bincount(codes)[:, None]
     return pd.DataFrame(rates, index=class_names(trace, labels.tolist()), columns=trace.gates)
 
 
@@ -82,7 +83,7 @@ def class_table(trace: ExecutionTrace) -> pd.DataFrame:
         3   dog   last         1       2   0.5  0.09  0.91
     """
     labels, codes = np.unique(trace.images["label"].to_numpy(), return_inverse=True)
-    executed = sums_by(codes, trace.executed, len(labels)).astype(int)
+    executed = sums_by(codes, trace.executed.astype(np.float32), len(labels)).astype(int)
     images = np.broadcast_to(np.bincount(codes)[:, None], executed.shape)
     low, high = wilson_interval(executed, images)
     names = class_names(trace, labels.tolist())
@@ -138,13 +139,13 @@ def class_names(trace: ExecutionTrace, labels: Sequence[int]) -> list[str]:
 
 
 def sums_by(
-    codes: npt.NDArray[np.intp], values: npt.NDArray[np.generic], count: int
+    codes: npt.NDArray[np.intp], values: npt.NDArray[np.floating], count: int
 ) -> npt.NDArray[np.float64]:
     """Return the sum of the rows of each code.
 
     Args:
         codes: ``(images,)``, 0 to ``count - 1``.
-        values: ``(images, columns)``.
+        values: ``(images, columns)``; counts of up to 16 million are exact in float32.
         count: Of codes.
 
     Returns:
@@ -155,6 +156,7 @@ def sums_by(
         [[4.0], [0.0], [2.0]]
     """
     rows = np.arange(len(codes) + 1)
-    one_hot = csr_array((np.ones(len(codes)), codes, rows), shape=(len(codes), count))
-    sums: npt.NDArray[np.float64] = one_hot.T @ values.astype(np.float64)
+    ones = np.ones(len(codes), values.dtype)
+    one_hot = csr_array((ones, codes, rows), shape=(len(codes), count))
+    sums: npt.NDArray[np.float64] = (one_hot.T @ values).astype(np.float64)
     return sums
