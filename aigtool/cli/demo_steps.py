@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from aigtool.analysis.figures import write_figures
+from aigtool.analysis.figures import write_analysis
 from aigtool.cli.console import note, progress
 from aigtool.cli.opening import Ready, collect, ready_to_serve
 from aigtool.cli.reporting import training_progress
@@ -28,17 +28,11 @@ from aigtool.training.loop import finetune
 NETWORK = "cifar_resnet20"
 EPSILON = 8 / 255
 
-# A data set of 1,257 small images wants small batches, and an optimiser that is quick with them.
-_RECIPE = FinetuneConfig(
-    target_rate=0.65,
-    epochs=10,
-    batch_size=32,
-    aug_repeats=1,
-    opt="adamw",
-    lr=1e-3,
-    gate_lr=1e-2,
-    weight_decay=0.02,
+# From random weights, where the defaults are for a network that was trained.
+_TRAINING = FinetuneConfig(
+    epochs=8, aug_repeats=1, opt="adamw", lr=3e-3, weight_decay=0.02, warmup_epochs=1, distill=0.0
 )
+_RECIPE = FinetuneConfig(target_rate=0.65, epochs=10, aug_repeats=1)
 
 
 def run_demo(
@@ -56,8 +50,8 @@ def run_demo(
     images = open_training_images(model.description, DataSource(DIGITS))
 
     note(f"1. train {NETWORK} on {len(images.train)} digits, as any network is trained")
-    plain = replace(_RECIPE, epochs=8, lr=3e-3, warmup_epochs=1, distill=0.0, seed=seed)
-    dense = _train("training", model, images, plain, folder / "dense", device)
+    recipe = replace(_TRAINING, seed=seed)
+    dense = _train("training", model, images, recipe, folder / "dense", device)
 
     note("2. convert: a gate before each of its residual blocks")
     gated = Model(convert(dense.network), dense.description.after("convert"))
@@ -80,7 +74,7 @@ def run_demo(
     }
 
     note("5. look into the gates")
-    figures = write_figures(traces["gated"], folder / "analysis")
+    figures, _ = write_analysis(traces["gated"], folder / "analysis")
 
     note("6. attack both with FGSM, with and without JPEG as a defence")
     judged = {name: Judged(s.network, s.flops, policy) for name, (s, policy) in subjects.items()}

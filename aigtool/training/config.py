@@ -35,7 +35,7 @@ _LR_OF = {"adam": 0.03, "sgd": 1.0, "momentum": 1.0, "nesterov": 1.0}
 """Of that learning rate, what optimisers with this in their names take; others must be told."""
 DISTILL, HINTS = 0.9, 10.0
 """The weights of distillation and of hints where none are given."""
-SETTLE = 0.5
+SETTLE = 0.25
 """Share of the run over which gates settle where none is given."""
 COMPLETED = ("lr", "gate_lr", "gate_settle", "distill", "hints", "norm_statistics")
 """Options that depend on others, or on the network, where nothing is given."""
@@ -91,7 +91,7 @@ class FinetuneConfig:
         gate_lr: Learning rate of the gates; 25 times that of the network.
         gate_settle: Share of the run over which gates settle: their learning rate falls to that of
             the network, and then their norms keep their statistics, so that the network learns
-            with the gates that it will have; 0.5, but 1 where gates alone are trained.
+            with the gates that it will have; 0.25, but 1 where gates alone are trained.
         momentum: Of the optimiser.
         weight_decay: Of the network's weights; gates, norms and biases have none.
         sched: timm's name of the learning-rate schedule; step falls to a tenth after each third of
@@ -134,19 +134,19 @@ such as 0.6
     epochs: int = 15
     batch_size: int = 32
     aug_repeats: int = 2
-    target_ramp: float = 0.3
+    target_ramp: float = 0.15
     rate_weight: float = 100.0
-    information: float = 10.0
-    information_about: Informed = "image"
-    least_information: float = 0.25
+    information: float = 15.0
+    information_about: Informed = "class"
+    least_information: float = 0.15
     informed_share: float = 0.7
-    certainty: float = 2.0
+    certainty: float = 5.0
     band: float = 0.0
     band_low: float = 0.1
     band_high: float = 0.9
     rate_window: float = 1024.0
-    noise_hold: float = 0.15
-    noise_end: float = 0.4
+    noise_hold: float = 0.05
+    noise_end: float = 0.2
     gate_temperature: float = 1.0
     gate_temperature_end: float = 1.0
     distill: float | None = None

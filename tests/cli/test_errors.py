@@ -281,8 +281,8 @@ CASES = {
         "--targets",
     ),
     "noise that ends before it falls": (
-        [*FINETUNE, "--noise-end", "0.1"],
-        "noise hold 0.15: expected at most noise end 0.1",
+        [*FINETUNE, "--noise-end", "0.04"],
+        "noise hold 0.05: expected at most noise end 0.04",
     ),
     "more repeats than a minibatch": (
         [*FINETUNE, "--batch-size", "8", "--aug-repeats", "9"],

@@ -152,7 +152,7 @@ def test_settled_gates_keep_their_norms_statistics(gated: Runs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "share"), [({}, 0.5), ({"train": "gates"}, 1.0), ({"gate_settle": 0.2}, 0.2)]
+    ("options", "share"), [({}, 0.25), ({"train": "gates"}, 1.0), ({"gate_settle": 0.2}, 0.2)]
 )
 def test_gates_trained_alone_have_no_network_to_settle_for(
     options: dict[str, Any], share: float
