@@ -138,4 +138,5 @@ def analyze(
         written = compare(subjects, asked, folder, kinds, json=json)
     else:
         written = analyze_one(subject, asked, folder, kinds, groups, clusters, json=json)
-    wrote(written, "" if data is None or others else f"aigtool attack {subject} --data {data}")
+    is_one_model = subject.suffix != TRACE and not others and data is not None
+    wrote(written, f"aigtool attack {subject} --data {data}" if is_one_model else "")

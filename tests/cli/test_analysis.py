@@ -43,6 +43,7 @@ def test_images_that_are_gone_cost_a_trace_its_contact_sheet_alone(
 ) -> None:
     there = aigtool("analyze", trace, *data, "--format", "png", "--out", tmp_path / "there")
     assert "warning" not in there.err
+    assert "next:" not in there.err  # nothing but analyze takes a trace
     assert (tmp_path / "there" / "extreme_images.png").is_file()
     (image_folder / "test" / "red" / "0.png").write_bytes(b"no image")
     broken = aigtool("analyze", trace, *data, "--out", tmp_path / "broken")
