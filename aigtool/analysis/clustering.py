@@ -1,7 +1,6 @@
 """Groups of classes that clustering finds, tested on images that did not make them."""
 
 from dataclasses import dataclass
-from math import inf
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,7 @@ from aigtool.analysis.permutation import (
     Floats,
     GroupTest,
     Integers,
+    distance_ratio,
     mean_distances,
     profile_distances,
 )
@@ -81,8 +81,9 @@ def find_groups(
     ratios = []
     for _ in range(draws):
         _, *apart = _parted(executed, random.permutation(halves), count)
-        ratios.append(_ratio(*apart))
-    as_far = sum(ratio >= _ratio(between, within) * (1 - 1e-9) for ratio in ratios)
+        ratios.append(distance_ratio(*apart))
+    own = distance_ratio(between, within)
+    as_far = sum(ratio >= own * (1 - 1e-9) for ratio in ratios)
     p = (1 + as_far) / (1 + draws)
     test = GroupTest(between, within, p, 1 / (1 + draws), 1 + draws, enumerated=False)
     return FoundGroups(tuple(labels.tolist()), tuple(groups.tolist()), test)
@@ -163,9 +164,3 @@ def _halved(labels: Integers, random: np.random.Generator) -> Integers:
     halves = np.empty(len(labels), np.intp)
     halves[order] = (np.arange(len(labels)) - starts) % 2
     return halves
-
-
-def _ratio(between: float, within: float) -> float:
-    if within:
-        return between / within
-    return inf if between else 1.0

@@ -1,6 +1,6 @@
 """Several networks, or one under several conditions, side by side."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,33 @@ import pandas as pd
 from aigtool.errors import UserError
 from aigtool.trace import ExecutionTrace, accuracy_difference
 
-_FIGURES = (
-    *("correct", "images", "top1", "top1_stderr", "execution_rate", "gflops_executed"),
-    *("flops_fraction", "flops_fraction_stdev"),
+FIGURES = (
+    *("correct", "images", "top1", "top1_stderr", "execution_rate", "gflops_dense"),
+    *("gflops_executed", "flops_fraction", "flops_fraction_stdev"),
     *("adaptive_gates", "always_on_gates", "always_off_gates"),
 )
+DIFFERENCE = ("difference", "difference_stderr")
+
+
+def figures_of(trace: ExecutionTrace) -> dict[str, Any]:
+    """Return what of a trace's summary is set beside that of others.
+
+    Example:
+        >>> list(figures_of(trace))[:3]
+        ['correct', 'images', 'top1']
+    """
+    summary = trace.summary()
+    return {name: summary[name] for name in FIGURES}
+
+
+def difference_to(first: ExecutionTrace, traces: Sequence[ExecutionTrace]) -> dict[str, float]:
+    """Return ``accuracy_difference`` by the names of its columns.
+
+    Example:
+        >>> difference_to(trace, [trace])
+        {'difference': 0.0, 'difference_stderr': 0.0}
+    """
+    return dict(zip(DIFFERENCE, accuracy_difference(traces, first), strict=True))
 
 
 def compare_traces(traces: Mapping[str, ExecutionTrace]) -> pd.DataFrame:
@@ -38,21 +60,19 @@ def compare_traces(traces: Mapping[str, ExecutionTrace]) -> pd.DataFrame:
     (_, first), *_ = traces.items()
     rows: list[dict[str, Any]] = []
     for name, trace in traces.items():
-        summary = trace.summary()
-        row = {"trace": name, **{figure: summary[figure] for figure in _FIGURES}}
-        if trace is not first or rows:
+        row = {"trace": name, **figures_of(trace)}
+        if rows:
             row |= _beside(trace, first)
         rows.append(row)
-    columns = ["trace", *_FIGURES, "difference", "difference_stderr", "gate_agreement"]
+    columns = ["trace", *FIGURES, *DIFFERENCE, "gate_agreement"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _beside(trace: ExecutionTrace, first: ExecutionTrace) -> dict[str, float]:
     try:
-        difference, stderr = accuracy_difference([trace], first)
-    except UserError:
+        found = difference_to(first, [trace])
+    except UserError:  # over other images, which cannot be paired
         return {}
-    found = {"difference": difference, "difference_stderr": stderr}
     if trace.gates and trace.gates == first.gates:
         found["gate_agreement"] = float((trace.executed == first.executed).mean())
     return found

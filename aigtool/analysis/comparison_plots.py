@@ -1,9 +1,13 @@
 """The figure of several traces side by side."""
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from aigtool.analysis.plots import label_gates
+from aigtool.analysis.rates import stage_of
 from aigtool.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, head, styled
 
 _COLORS = (BLUE, ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "black", GREY)
@@ -23,6 +27,7 @@ def comparison_figure(rows: pd.DataFrame, gates: pd.DataFrame, about: str = "") 
     figure = Figure(figsize=(width, 4.2), layout="constrained")
     head(figure, "Networks side by side", about)
     parts = [3.4, width - 4.2] if len(gates) else [1]
+    stages = [stage_of(str(name)) for name in gates.index]
     axes = np.atleast_1d(figure.subplots(1, len(parts), width_ratios=parts))
     for number, row in enumerate(rows.to_dict("records")):
         name, style = str(row["trace"]), _style(number)
@@ -36,13 +41,16 @@ def comparison_figure(rows: pd.DataFrame, gates: pd.DataFrame, about: str = "") 
             **style,
         )
         if name in gates:
-            axes[1].plot(range(len(gates)), gates[name], ms=4, linewidth=0.8, **style)
+            axes[1].plot(range(len(gates)), gates[name], ms=5, alpha=0.8, linestyle="", **style)
     axes[0].set(xlabel="GFLOPs an image", ylabel="top-1 accuracy, % ± standard error")
-    axes[0].set_xlim(0, 1.1 * rows["gflops_executed"].max())
+    axes[0].margins(x=0.15)
     if len(gates):
-        axes[1].set(ylabel="execution rate", ylim=(-0.02, 1.02))
-        size = 8 if len(gates) <= 60 else 5
-        axes[1].set_xticks(range(len(gates)), gates.index.tolist(), rotation=90, fontsize=size)
+        axes[1].set(ylabel="execution rate", ylim=(-0.03, 1.03), xlim=(-0.7, len(gates) - 0.3))
+        axes[1].grid(visible=False, axis="x")
+        label_gates(axes[1], gates.index.tolist())
+        for edge, (before, after) in enumerate(pairwise(stages)):
+            if before != after:
+                axes[1].axvline(edge + 0.5, color=GREY, linewidth=0.8)
     figure.legend(loc="outside lower left", ncols=max(2, int(width / 2.5)))
     return figure
 

@@ -34,7 +34,9 @@ def blocks_histogram(counts: pd.DataFrame, about: str = "") -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(visible=False, axis="x")
-    axes.set(xlabel="gated blocks executed", ylabel="images", xlim=(-0.7, len(counts) - 0.3))
+    axes.set(xlabel="gated blocks executed", ylabel="images")
+    if len(taken := counts.loc[counts["images"] > 0, "blocks"]):
+        axes.set_xlim(taken.min() - 1.7, taken.max() + 1.7)
     figure.legend(loc="outside lower left", ncols=3)
     return figure
 
@@ -67,20 +69,18 @@ def cost_figure(
     by_class.set(title="by class", xlabel="GFLOPs")
     by_class.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
 
-    ends = 100 * confidence["images"].cumsum() / confidence["images"].sum()
-    middle = ends - 50 * confidence["images"] / confidence["images"].sum()
     over.errorbar(
-        middle,
+        confidence.index,
         confidence["gflops"],
         yerr=confidence["gflops_stderr"],
         fmt="o",
         color=BLUE,
         ms=4,
         elinewidth=0.8,
-        label="mean ± standard error",
     )
-    over.set(title="by confidence", xlabel="least to most confident answers, %", xlim=(0, 100))
-    over.legend(loc="upper left", bbox_to_anchor=(0, -0.16))
+    ends = [f"{100 * low:.3g}" for low in confidence["low"]]
+    over.set_xticks(confidence.index, ends, rotation=90)
+    over.set(title="by confidence, ± standard error", xlabel="confidence from, %; equal shares")
     return figure
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.stats import mannwhitneyu, spearmanr
 
-from aigtool.analysis.rates import class_names
+from aigtool.analysis.rates import class_names, rows_by
 from aigtool.trace import ExecutionTrace
 
 QUANTILES = (0.05, 0.5, 0.95)
@@ -47,11 +47,13 @@ def cost_table(trace: ExecutionTrace) -> pd.DataFrame:
 
     labels = trace.images["label"].to_numpy()
     order = np.argsort(labels, kind="stable")
-    parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
     names = class_names(trace, np.unique(labels).tolist())
     sets = {"all images": order, "right": trace.correct, "wrong": ~trace.correct}
     rows = [row(name, chosen) for name, chosen in sets.items()]
-    rows += [row(f"{CLASS}{name}", part) for name, part in zip(names, parts, strict=True)]
+    rows += [
+        row(f"{CLASS}{name}", part)
+        for name, part in zip(names, rows_by(labels, order), strict=True)
+    ]
     return pd.DataFrame(rows)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from aigtool.analysis.rates import class_names
+from aigtool.analysis.rates import class_names, rows_by
 from aigtool.trace import ExecutionTrace
 
 
@@ -38,9 +38,9 @@ def extreme_images(trace: ExecutionTrace, per_class: int = 6) -> pd.DataFrame:
     present = np.unique(labels).tolist()
     blocks = trace.executed.sum(axis=1)
     order = np.lexsort((trace.probability.sum(axis=1), blocks, labels))
-    parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
     rows: list[dict[str, Any]] = []
-    for own, name in zip(parts, class_names(trace, present), strict=True):
+    names = class_names(trace, present)
+    for own, name in zip(rows_by(labels, order), names, strict=True):
         for kind, chosen in _ends(own, per_class):
             rows += [{"class": name, "kind": kind, "row": row} for row in chosen.tolist()]
     frame = pd.DataFrame(rows)

@@ -9,7 +9,7 @@ from aigtool.analysis.clustering import find_groups
 from aigtool.analysis.costs import cost_of_errors
 from aigtool.analysis.groups import compare_given
 from aigtool.analysis.permutation import GroupTest
-from aigtool.analysis.rates import class_names
+from aigtool.analysis.rates import class_names, undecided_gates
 from aigtool.errors import UserError
 from aigtool.trace import ExecutionTrace
 
@@ -30,7 +30,8 @@ def findings(
         seed: Of what is drawn.
 
     Returns:
-        What ``ExecutionTrace.summary`` says, and ``data``, ``errors`` (``cost_of_errors``),
+        What ``ExecutionTrace.summary`` says, and ``data``,
+        ``undecided_gates``, ``errors`` (``cost_of_errors``),
         ``found_groups`` and, where groups are given, ``given_groups``: their ``members``, and the
         test's ``between``, ``within``, ``ratio``, ``p``, ``least_p``, ``labelings`` and
         ``enumerated``. Where classes are too few to be parted, ``reason`` says so instead.
@@ -44,6 +45,7 @@ def findings(
     return {
         "data": trace.source,
         **trace.summary(),
+        "undecided_gates": undecided_gates(trace),
         "errors": cost_of_errors(trace),
         "found_groups": _found(trace, clusters, seed),
         **given,

@@ -19,6 +19,7 @@ READY = {
     }
 }
 """Groups that have a name."""
+EXAMPLE = "animals: [cat, dog]"
 
 
 def read_groups(source: str | Path, classes: Sequence[str] | None) -> dict[str, list[str]]:
@@ -48,6 +49,10 @@ airplane, bird, cat, deer, dog, ...
             "them in the model file, or leave --groups out"
         )
     groups = READY[str(source)] if str(source) in READY else _read(Path(source))
+    if len(groups) < 2 or max(map(len, groups.values())) < 2:
+        raise UserError(
+            f"groups {source}: expected two groups or more, one of them of two classes or more"
+        )
     named = [name for members in groups.values() for name in members]
     known = f"the classes are {', '.join(classes[:5])}{', ...' * (len(classes) > 5)}"
     if unknown := [name for name in named if name not in classes]:
@@ -58,7 +63,7 @@ airplane, bird, cat, deer, dog, ...
 
 
 def _read(file: Path) -> dict[str, list[str]]:
-    example = "expected a group a line, such as 'animals: [cat, dog]'"
+    example = f"expected a group a line, such as '{EXAMPLE}'"
     if not file.is_file():
         raise UserError(
             f"groups {file}: no such file; expected a YAML file, or one of {', '.join(READY)}"
@@ -66,8 +71,7 @@ def _read(file: Path) -> dict[str, list[str]]:
     try:
         found = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"groups {file} is not YAML ({reason}): {example}") from error
+        raise UserError(f"groups {file} is not YAML: {example}") from error
     if not isinstance(found, dict) or not all(
         isinstance(members, list) and members for members in found.values()
     ):

@@ -42,7 +42,19 @@ class GroupTest:
     @property
     def ratio(self) -> float:
         """``between / within``: 1 where groups mean nothing."""
-        return self.between / self.within if self.within else inf
+        return distance_ratio(self.between, self.within)
+
+
+def distance_ratio(between: float, within: float) -> float:
+    """Return how many times as far classes of different groups are as those of one.
+
+    Example:
+        >>> distance_ratio(0.75, 0.25), distance_ratio(0.75, 0.0), distance_ratio(0.0, 0.0)
+        (3.0, inf, 1.0)
+    """
+    if within:
+        return between / within
+    return inf if between else 1.0
 
 
 def profile_distances(rates: Floats) -> Floats:

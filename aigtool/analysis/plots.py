@@ -44,8 +44,8 @@ def class_heatmap(
     axes.grid(visible=False)
     axes.set_yticks(range(rows), [str(name) for name in bands.index])
     axes.yaxis.tick_right()
-    _label_gates(axes, [str(name) for name in bands.columns])
-    _mark_gates(figure, axes, gates)
+    label_gates(axes, [str(name) for name in bands.columns])
+    mark_gates(figure, axes, gates)
     figure.colorbar(image, ax=axes, pad=0.01, label="execution rate", shrink=min(1, 4 / height))
     left.axis("off")
     if axes.get_legend_handles_labels()[0]:
@@ -107,19 +107,20 @@ def gate_bars(rates: pd.DataFrame, about: str = "") -> Figure:
     axes.axhline(mean, color=GREY, linestyle="--", linewidth=1, label=f"mean {mean:.2f}")
     axes.grid(visible=False, axis="x")
     axes.set(ylim=(0, 1.02), xlim=(-0.7, len(rates) - 0.3), ylabel="execution rate")
-    _label_gates(axes, [str(name) for name in rates["gate"]])
-    _mark_gates(figure, axes, rates)
+    label_gates(axes, [str(name) for name in rates["gate"]])
+    mark_gates(figure, axes, rates)
     figure.legend(loc="outside lower left", ncols=max(2, min(6, int(width / 2))))
     return figure
 
 
-def _label_gates(axes: Axes, names: Sequence[str]) -> None:
+def label_gates(axes: Axes, names: Sequence[str]) -> None:
+    """Name the columns of gates."""
     size = 8 if len(names) <= 60 else 5
     axes.set_xticks(range(len(names)), list(names), rotation=90, fontsize=size)
     axes.tick_params(axis="both", length=0)
 
 
-def _mark_gates(figure: Figure, axes: Axes, gates: pd.DataFrame) -> None:
+def mark_gates(figure: Figure, axes: Axes, gates: pd.DataFrame) -> None:
     """Part the stages by lines; over the axes, mark blocks that downsample or end a stage."""
     stages = gates["stage"].to_numpy()
     for edge in np.flatnonzero(stages[1:] != stages[:-1]):

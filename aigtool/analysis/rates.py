@@ -13,6 +13,8 @@ from scipy.sparse import csr_array
 from aigtool.intervals import wilson_interval
 from aigtool.trace import ADAPTIVE, ExecutionTrace
 
+ALIKE = 1e-4
+"""Probabilities that differ by less are one."""
 KINDS = ("always on", "adaptive", "always off")
 
 
@@ -53,6 +55,21 @@ def gate_rates(trace: ExecutionTrace) -> pd.DataFrame:
             "class_stdev": by_class.std(axis=0),
         }
     )
+
+
+def undecided_gates(trace: ExecutionTrace) -> list[str]:
+    """Return the gates that execute some images and not others, though all look alike to them.
+
+    Their probability is the same for all images, next to the threshold: what they do is rounding,
+    and would be another on another machine. Under the policy ``sampled`` it is meant to be drawn.
+
+    Example:
+        >>> undecided_gates(trace)
+        ['last']
+    """
+    executed = trace.executed.any(axis=0) & ~trace.executed.all(axis=0)
+    alike = np.ptp(trace.probability, axis=0) < ALIKE
+    return [] if trace.policy == "sampled" else [*np.array(trace.gates)[executed & alike].tolist()]
 
 
 def class_rates(trace: ExecutionTrace) -> pd.DataFrame:
@@ -136,6 +153,23 @@ def class_names(trace: ExecutionTrace, labels: Sequence[int]) -> list[str]:
     """
     names = trace.classes
     return [str(label) if names is None else names[label] for label in labels]
+
+
+def rows_by(
+    labels: npt.NDArray[np.integer], order: npt.NDArray[np.intp]
+) -> list[npt.NDArray[np.intp]]:
+    """Return the rows of each label, from the lowest label to the highest.
+
+    Args:
+        labels: ``(images,)``.
+        order: Rows in an order by label; within one it is kept.
+
+    Example:
+        >>> labels = np.array([3, 1, 3])
+        >>> [rows.tolist() for rows in rows_by(labels, np.argsort(labels, kind="stable"))]
+        [[1], [0, 2]]
+    """
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
 
 
 def sums_by(

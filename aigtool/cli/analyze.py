@@ -68,8 +68,8 @@ def analyze(
         typer.Option(
             "--groups",
             metavar="FILE|cifar10",
-            help="Groups of classes to test: a YAML file with a list of class names a group, or "
-            "ready-made ones.",
+            help="Groups of classes to test: a YAML file with a group a line, such as "
+            "'animals: [cat, dog]', or ready-made ones.",
         ),
     ] = None,
     clusters: Annotated[
@@ -117,6 +117,13 @@ def analyze(
         )
     if others and (groups or clusters):
         raise UserError("--groups and --clusters with several: expected one model file or trace")
+    if len({*subjects}) < len(subjects):
+        raise UserError("several, one of them twice: expected different model files and traces")
+    if not models and (policy or (data is None and (limit or split))):
+        raise UserError(
+            "--policy, --limit and --split with a trace, which has its images and decisions: leave "
+            "them out (--limit and --split go with --data)"
+        )
     kinds = parse_names("format", formats, FORMATS)
     folder = check_output(
         out or subject.with_name(f"{subject.stem}-{'comparison' if others else 'analysis'}"),
@@ -138,5 +145,5 @@ def analyze(
         written = compare(subjects, asked, folder, kinds, json=json)
     else:
         written = analyze_one(subject, asked, folder, kinds, groups, clusters, json=json)
-    is_one_model = subject.suffix != TRACE and not others and data is not None
-    wrote(written, f"aigtool attack {subject} --data {data}" if is_one_model else "")
+    attackable = not (is_trace or others or image is not None)
+    wrote(written, f"aigtool attack {subject} --data {data}" if attackable else "")

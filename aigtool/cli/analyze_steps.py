@@ -108,6 +108,11 @@ def analyze_one(
             formats=formats,
             seed=asked.seed,
         )
+    if undecided := found["undecided_gates"]:
+        warn(
+            f"{', '.join(undecided)}: one probability for all images, next to the threshold, so "
+            "rounding decides, not the image; nothing can be read into when they execute"
+        )
     if "contact_sheet" in found:
         warn(found["contact_sheet"])
     if json:
@@ -148,16 +153,16 @@ def compare(
         print_json({"rows": records(rows), "out": [str(path) for path in written]})
         return written
     print_table(
-        "compared with the first: points paired by image, decisions alike",
+        "compared with the first: points paired by image, share of decisions alike",
         [
-            *("", "right", "top-1", "points", "rate", "GFLOPs"),
-            *("gates\nadaptive\n/on/off", "decisions\nalike"),
+            *("", "right", "top-1, %", "paired\npoints", "rate", "GFLOPs"),
+            *("adaptive\n/on/off", "alike"),
         ],
         [
             [
                 row["trace"],
-                f"{row['correct']} of {row['images']}",
-                percent(row["top1"], row["top1_stderr"]),
+                f"{row['correct']}/{row['images']}",
+                percent(row["top1"], row["top1_stderr"]).removesuffix(" %"),
                 paired(row),
                 share(row["execution_rate"]),
                 f"{row['gflops_executed']:.4g}",
@@ -244,7 +249,7 @@ def _groups(tested: dict[str, Any]) -> str:
     lists = members.values() if isinstance(members, dict) else members
     listed = " | ".join(", ".join(names) for names in lists)
     apart = "" if tested["ratio"] is None else f"{tested['ratio']:.2f} times "
-    return (
-        f"{listed}: {apart}as far from each other as within (p {tested['p']:.3g}, at least "
-        f"{tested['least_p']:.3g})"
-    )
+    chance = f"p {tested['p']:.3g} of {tested['labelings']} labelings"
+    if tested["p"] <= tested["least_p"]:
+        chance += ", the smallest that they can give"
+    return f"{listed}: {apart}as far from each other as within ({chance})"

@@ -235,12 +235,14 @@ def _show(rows: "Sequence[Row]", network: str) -> None:
         "batch": [f"{row.batch_size}" for row in rows],
         **{name: cells for name, cells in varied.items() if len({*cells}) > 1},
         "rate": [share(row.execution_rate) for row in rows],
-        "GFLOPs": [share(row.flops_fraction) for row in rows],
+        "GFLOPs\nof dense": [share(row.flops_fraction) for row in rows],
         "dense\nms": [f"{row.dense_ms:.2f}" for row in rows],
         "gated\nms": [f"{row.gated_ms:.2f}" for row in rows],
+        "± half\nIQR": [f"{row.gated_iqr_ms / 2:.2f}" for row in rows],
         "ideal\nms": [f"{row.ideal_ms:.2f}" for row in rows],
         "ideal/\ngated": [share(row.efficiency) for row in rows],
         "dense/\ngated": [f"{row.speedup:.2f}" for row in rows],
     }
     cells = [list(line) for line in zip(*columns.values(), strict=True)]
+    shared.append(f"{rows[0].patterns} patterns of gates")
     print_table(", ".join([network, rows[0].device, *shared]), list(columns), cells)

@@ -141,10 +141,11 @@ def export(
             ("decisions", f"the same, {found.ties} ties" if found.ties else "the same"),
             ("logits", f"within {found.difference:.1e}"),
         ]
-        if found.ties == found.images:
+        if found.compared == 0 and found.flips == 0:
             raise UserError(
-                f"{checked_on}: of each, a gate's logit is within 1e-4 of its threshold, so there "
-                "is nothing to check by; give other images with --data, or --no-check"
+                f"{checked_on}: of each, a gate's logit is within 1e-4 of its threshold and was "
+                "decided otherwise, so there is nothing to check by; give other images with "
+                "--data, or --no-check"
             )
         if not found.holds:
             raise RuntimeError(f"the exported network is not the same on {checked_on}: {found}")

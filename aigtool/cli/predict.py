@@ -102,7 +102,8 @@ def predict(
     if first or not failed:
         _SHOW[format_](chain(first, rows), network)
     if failed:
-        raise UserError(f"images that could not be read: {failed}; the others are above")
+        others = "; the others are above" if first else ", and there were no others"
+        raise UserError(f"images that could not be read: {failed}{others}")
 
 
 def _open(model: Path, engine: str | None, device: str) -> "Answering":

@@ -311,6 +311,9 @@ def read_image(path: str) -> Image.Image:
     Raises:
         UserError: It cannot be read.
     """
+    if Path(path).is_dir() or not Path(path).exists():
+        what = "a folder" if Path(path).is_dir() else "no such file"
+        raise UserError(f"image {path} cannot be read ({what}): expected an image file")
     try:
         with Image.open(path) as image:
             return image.convert("RGB")

@@ -56,15 +56,16 @@ class Row:
         batch_size: Images a batch.
         threads: That it might use.
         patterns: Batches with gates of their own, each timed for itself.
-        dense_ms: The network before gating in the same engine: median.
-        dense_iqr_ms: Its interquartile range.
-        open_ms: All gates say "execute", and are computed: median.
-        closed_ms: All say "skip": median.
-        gated_ms: Mean over patterns of the median.
+        dense_ms: The network before gating in the same engine. As all times, the mean over
+            patterns of medians of the rounds, so that the ratios below are those of the times.
+        dense_iqr_ms: Its interquartile range over all rounds.
+        open_ms: All gates say "execute", and are computed.
+        closed_ms: All say "skip".
+        gated_ms: Gates decide as the patterns say.
         gated_iqr_ms: Interquartile range over patterns.
         gated_p50_ms, gated_p95_ms, gated_p99_ms: Percentiles over patterns.
-        ideal_ms: Mean over patterns of ``closed + f * (open - closed)``, f being the executed share
-            of the multiply-accumulates that gates can save.
+        ideal_ms: ``closed + f * (open - closed)``, f being the executed share of the
+            multiply-accumulates that gates can save.
         efficiency: Sum of the ideal over the sum of the measured times.
         efficiency_p5, efficiency_p95: Percentiles over patterns.
         speedup: Dense over gated.
@@ -197,10 +198,10 @@ class Contest:
             batch_size=self.setting.batch_size,
             threads=self.setting.threads,
             patterns=len(patterns),
-            dense_ms=float(np.median(dense)),
+            dense_ms=float(medians["dense"].mean()),
             dense_iqr_ms=_iqr(dense),
-            open_ms=float(np.median(opened)),
-            closed_ms=float(np.median(closed)),
+            open_ms=float(opened.mean()),
+            closed_ms=float(closed.mean()),
             gated_ms=float(gated.mean()),
             gated_iqr_ms=_iqr(gated),
             gated_p50_ms=float(np.percentile(gated, 50)),

@@ -19,13 +19,16 @@ class Check:
     Attributes:
         images: That both were asked about.
         ties: Images with a gate whose logit is so near its threshold that rounding decides.
-        difference: The largest difference of a logit, of images that are no ties, as a share of
-            the image's largest logit where that is above 1; infinite where one is not a number.
-        flips: Images that are no ties of which a gate decided otherwise.
+        compared: Images that both decided alike, ties among them.
+        difference: The largest difference of a logit, of images that both decided alike, as a
+            share of the image's largest logit where that is above 1; infinite where one is not a
+            number.
+        flips: Images decided otherwise that are no ties.
     """
 
     images: int
     ties: int
+    compared: int
     difference: float
     flips: int
 
@@ -33,10 +36,9 @@ class Check:
     def holds(self) -> bool:
         """Whether all that is no tie is decided alike, with logits within the tolerance.
 
-        It does not where there is nothing but ties.
+        It does not where no image was decided alike.
         """
-        is_same = self.flips == 0 and self.difference <= TOLERANCE
-        return is_same and self.ties < self.images
+        return self.flips == 0 and self.difference <= TOLERANCE and self.compared > 0
 
 
 def compare(
@@ -56,15 +58,16 @@ def compare(
     Returns:
         What was found.
     """
-    images = ties = flips = 0
+    images = ties = compared = flips = 0
     largest = 0.0
     for pixels in batches:
         ours, theirs = exported(pixels), original(pixels)
         near = ((theirs.gate_logits - torch.tensor(thresholds)).abs() < TOLERANCE).any(dim=1)
+        alike = (ours.executed == theirs.executed).all(dim=1)
         images, ties = images + len(pixels), ties + int(near.sum())
-        flips += int((ours.executed != theirs.executed).any(dim=1)[~near].sum())
-        if not near.all():
+        compared, flips = compared + int(alike.sum()), flips + int((~alike & ~near).sum())
+        if alike.any():
             scale = theirs.logits.abs().amax(1).clamp(min=1)
             apart = (ours.logits - theirs.logits).abs().amax(1) / scale
-            largest = max(largest, apart[~near].nan_to_num(nan=torch.inf).max().item())
-    return Check(images, ties, largest, flips)
+            largest = max(largest, apart[alike].nan_to_num(nan=torch.inf).max().item())
+    return Check(images, ties, compared, largest, flips)

@@ -58,7 +58,7 @@ def bench_figure(rows: Sequence[Row], title: str) -> Figure:
             ylim=(0, None),
         )
     axes[0].set_ylabel("time over the dense network's")
-    axes[0].legend(loc="upper left")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=4)
     return figure
 
 

@@ -18,7 +18,11 @@ from aigtool.models.zoo import create_network
 from aigtool.output import replacing
 
 _KEY = "aigtool"
-_EXPORTED = {".onnx": "predict alone takes", ".pt2": "torch.export.load opens"}
+_OTHER_FILES = {
+    ".onnx": "an exported file, which predict alone takes",
+    ".pt2": "an exported file, which torch.export.load opens",
+    ".parquet": "a trace, which analyze takes",
+}
 
 DENSE_FILE = "dense.safetensors"
 """The network before gating, as a run folder keeps it beside the gated one."""
@@ -163,10 +167,10 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         if (best := path / "best.safetensors").is_file():
             raise UserError(f"model file {path}: it is a run folder; expected {best}")
         raise UserError(f"model file {path}: no such file; `aigtool convert` writes one")
-    if path.suffix in _EXPORTED:
+    if path.suffix in _OTHER_FILES:
         raise UserError(
-            f"model file {path}: it is an exported file, which {_EXPORTED[path.suffix]}; expected "
-            "the .safetensors it was made of"
+            f"model file {path}: it is {_OTHER_FILES[path.suffix]}; expected the .safetensors it "
+            "was made of"
         )
     try:
         with safetensors.safe_open(path, framework="pt") as file:

@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from aigtool.analysis.comparison import DIFFERENCE, FIGURES, difference_to, figures_of
 from aigtool.analysis.training_plots import sweep_figure
 from aigtool.budget import Budget, Unit
 from aigtool.data.images import ImageSet
 from aigtool.models.files import Model
 from aigtool.output import records, replacing, write_json
-from aigtool.trace import ExecutionTrace, accuracy_difference
+from aigtool.trace import ExecutionTrace
 from aigtool.training.config import FinetuneConfig
 from aigtool.training.loop import complete, finetune
 from aigtool.training.run_folder import RunFolder
@@ -168,13 +169,13 @@ def point_rows(
     for name, trace in others.items():
         difference: dict[str, Any] = {}
         if name != dense:
-            difference = _difference([trace], others[dense])
-        rows.append({"network": name, **_figures(trace), **difference})
+            difference = difference_to(others[dense], [trace])
+        rows.append({"network": name, **figures_of(trace), **difference})
     for point, trace in points.items():
         told = {"target": point.budget.share, "unit": point.budget.unit, "seed": point.seed}
-        difference = _difference([trace], others[dense])
-        rows.append({"network": kind, **told, **_figures(trace), **difference})
-    columns = ["network", "target", "unit", "seed", *_FIGURES, *_DIFFERENCE]
+        difference = difference_to(others[dense], [trace])
+        rows.append({"network": kind, **told, **figures_of(trace), **difference})
+    columns = ["network", "target", "unit", "seed", *FIGURES, *DIFFERENCE]
     return pd.DataFrame(rows, columns=columns).astype({"seed": "Int64"})
 
 
@@ -194,7 +195,7 @@ def target_rows(points: Mapping[Point, ExecutionTrace], dense: ExecutionTrace) -
     rows: list[dict[str, Any]] = []
     for budget in dict.fromkeys(point.budget for point in points):
         traces = [trace for point, trace in points.items() if point.budget == budget]
-        figures = pd.DataFrame([_figures(trace) for trace in traces])
+        figures = pd.DataFrame([figures_of(trace) for trace in traces])
         rows.append(
             {
                 "target": budget.share,
@@ -204,7 +205,7 @@ def target_rows(points: Mapping[Point, ExecutionTrace], dense: ExecutionTrace) -
                 "top1_stdev": figures["top1"].std(ddof=1) if len(traces) > 1 else np.nan,
                 "flops_fraction_low": figures["flops_fraction"].min(),
                 "flops_fraction_high": figures["flops_fraction"].max(),
-                **_difference(traces, dense),
+                **difference_to(dense, traces),
             }
         )
     return pd.DataFrame(rows)
@@ -234,20 +235,3 @@ def write_sweep(
     with replacing(figure) as temporary:
         sweep_figure(runs, targets, about).savefig(temporary)
     return [*tables, record, figure]
-
-
-_FIGURES = (
-    *("correct", "images", "top1", "top1_stderr", "execution_rate", "gflops_dense"),
-    *("gflops_executed", "flops_fraction", "flops_fraction_stdev"),
-    *("adaptive_gates", "always_on_gates", "always_off_gates"),
-)
-_DIFFERENCE = ("difference", "difference_stderr")
-
-
-def _figures(trace: ExecutionTrace) -> dict[str, Any]:
-    summary = trace.summary()
-    return {name: summary[name] for name in _FIGURES}
-
-
-def _difference(traces: Sequence[ExecutionTrace], dense: ExecutionTrace) -> dict[str, Any]:
-    return dict(zip(_DIFFERENCE, accuracy_difference(traces, dense), strict=True))

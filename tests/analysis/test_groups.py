@@ -50,8 +50,13 @@ def test_cifar10_is_two_groups_of_all_its_classes() -> None:
         ("- class 0", "expected a group a line, such as 'animals: [cat, dog]'"),
         ("a: class 0", "expected a group a line"),
         ("a: []", "expected a group a line"),
-        ("a: [class 0, klass]", "no class named klass; the classes are class 0, class 1"),
-        ("a: [class 0]\nb: [class 0]", "class class 0 twice; expected it in one group"),
+        ("a: [class 0, class 1]", "expected two groups or more, one of them of two classes"),
+        ("a: [class 0]\nb: [class 1]", "expected two groups or more, one of them of two classes"),
+        (
+            "a: [class 0, klass]\nb: [class 1]",
+            "no class named klass; the classes are class 0, class 1",
+        ),
+        ("a: [class 0]\nb: [class 0, class 1]", "class class 0 twice; expected it in one group"),
     ],
 )
 def test_wrong_groups_are_told(text: str | None, message: str, tmp_path: Path) -> None:

@@ -1,10 +1,18 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from aigtool.analysis.rates import blocks_executed, class_rates, class_table, gate_rates
+from aigtool.analysis.rates import (
+    blocks_executed,
+    class_rates,
+    class_table,
+    gate_rates,
+    undecided_gates,
+)
 from aigtool.flops import BlockFlops, NetworkFlops
 from aigtool.trace import ExecutionTrace
 
@@ -101,3 +109,13 @@ def test_gates_are_of_three_kinds() -> None:
     assert rates["kind"].tolist() == ["always off", "always off", "adaptive", "always on"]
     assert rates["class_max"].tolist() == [0, 0.1, 1, 1]
     assert rates["class_stdev"].tolist() == [0, 0.05, 0.5, 0]
+
+
+def test_gates_that_rounding_decides_are_told() -> None:
+    executed = np.tile([[True, True, False], [False, True, False]], (10, 1))
+    trace = make_trace(executed, np.zeros(20, int), np.zeros(20, int), 1)
+    assert undecided_gates(trace) == []  # what probabilities tell apart is decided
+    trace.probability[:] = 0.5
+    trace.probability[0, 0] += 1e-6
+    assert undecided_gates(trace) == ["layer0"]
+    assert undecided_gates(replace(trace, policy="sampled")) == []

@@ -42,6 +42,7 @@ def workplace(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("cut.th").write_bytes(Path("three.th").read_bytes()[:-5000])
     Path("e.onnx").write_text("no model")
     Path("e.pt2").write_text("no program")
+    Path("e.parquet").write_text("no trace")
     Path("nothing").mkdir()
     for folder in ("one/only", "others/cat", "others/dog", "broken/blue", "broken/red"):
         Path(folder).mkdir(parents=True)
@@ -384,6 +385,27 @@ CASES = {
         "expected one model file or trace",
     ),
     "analyze several without data": (["analyze", "a.parquet", "m.safetensors"], "give --data"),
+    "analyze one twice": (
+        ["analyze", "a.parquet", "a.parquet"],
+        "expected different model files and traces",
+    ),
+    "analyze trace and policy": (
+        ["analyze", "t.parquet", "--policy", "open"],
+        "--policy, --limit and --split with a trace",
+    ),
+    "analyze trace and limit": (["analyze", "t.parquet", "--limit", "3"], "leave them out"),
+    "analyze a folder as image": (
+        ["analyze", "m.safetensors", "--image", "images"],
+        "images cannot be read (a folder)",
+    ),
+    "evaluate a trace": (
+        ["evaluate", "e.parquet", "--data", "images"],
+        "it is a trace, which analyze takes",
+    ),
+    "predict nothing": (
+        [*PREDICT, "no.png"],
+        "images that could not be read: 1, and there were no others",
+    ),
     "analyze no image": (
         ["analyze", "m.safetensors", "--image", "no.png"],
         "no.png cannot be read",

@@ -100,7 +100,7 @@ def test_an_export_is_checked_on_real_images_or_not_at_all(
 def test_an_export_that_is_not_the_same_is_not_written(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = Check(images=3, ties=0, difference=0.5, flips=0)
+    found = Check(images=3, ties=0, compared=3, difference=0.5, flips=0)
     monkeypatch.setattr("aigtool.inference.checking.compare", lambda *_: found)
     with pytest.raises(RuntimeError, match="is not the same on 3 images of seeded noise"):
         run(["export", str(model), "--limit", "3"])
@@ -110,7 +110,7 @@ def test_an_export_that_is_not_the_same_is_not_written(
 def test_an_export_with_nothing_to_check_by_is_not_written(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = Check(images=3, ties=3, difference=0.0, flips=0)
+    found = Check(images=3, ties=3, compared=0, difference=0.0, flips=0)
     monkeypatch.setattr("aigtool.inference.checking.compare", lambda *_: found)
     assert run(["export", str(model), "--limit", "3"]) == 2
     assert "so there is nothing to check by" in capsys.readouterr().err

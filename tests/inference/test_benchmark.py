@@ -117,6 +117,9 @@ def test_a_row_a_setting_and_rate(model: Model) -> None:
     assert all(row.dense_ms > 0 and row.patterns == 2 for row in rows)
     after = [gate.threshold for _, gate in named_gates(model.network)]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    for row in rows:  # what a reader divides is what stands beside it
+        assert row.speedup == pytest.approx(row.dense_ms / row.gated_ms)
+        assert row.efficiency == pytest.approx(row.ideal_ms / row.gated_ms)
     figure = bench_figure(rows, "a network")
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["batch 1", "batch 3"]
 

@@ -186,11 +186,32 @@ def test_a_comparison_refuses_what_is_not_a_number(model: Model, pixels: Tensor)
     assert (found.difference, found.flips, found.holds) == (float("inf"), 0, False)
 
 
-def test_a_comparison_of_nothing_but_ties_does_not_hold(model: Model, pixels: Tensor) -> None:
+def test_ties_that_are_decided_alike_are_compared(model: Model, pixels: Tensor) -> None:
+    """A gate next to its threshold on every image leaves the rest of the network to check."""
     ask = ServedNetwork(model)
     thresholds = ask(pixels[:1]).gate_logits[0].tolist()
     found = compare(ask, ask, [pixels[:1]], thresholds)
-    assert (found.ties, found.flips, found.holds) == (1, 0, False)
+    assert (found.ties, found.compared, found.flips, found.holds) == (1, 1, 0, True)
+
+    class Wrong(ServedNetwork):
+        def __call__(self, pixels: Tensor) -> Answers:
+            answers = super().__call__(pixels)
+            return replace(answers, logits=answers.logits + 1)
+
+    assert not compare(Wrong(model), ask, [pixels[:1]], thresholds).holds
+
+
+def test_a_comparison_of_ties_decided_otherwise_does_not_hold(model: Model, pixels: Tensor) -> None:
+    ask = ServedNetwork(model)
+    thresholds = ask(pixels[:1]).gate_logits[0].tolist()
+
+    class Turned(ServedNetwork):
+        def __call__(self, pixels: Tensor) -> Answers:
+            answers = super().__call__(pixels)
+            return replace(answers, executed=~answers.executed)
+
+    found = compare(Turned(model), ask, [pixels[:1]], thresholds)
+    assert (found.ties, found.compared, found.flips, found.holds) == (1, 0, 0, False)
 
 
 def test_a_difference_is_a_share_of_its_own_images_logits(model: Model, pixels: Tensor) -> None:
