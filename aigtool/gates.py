@@ -55,6 +55,8 @@ class Gate(nn.Module):
     Attributes:
         threshold: Buffer, a logit: what the logit difference must exceed.
         expected_rate: Buffer, the mean execution rate under sampling on the training images.
+        noise: Buffer that is not saved, the strength of the noise in training.
+        temperature: Buffer that is not saved, of the softmax in the backward pass.
         target: The execution rate that this gate was trained for on its own, if any.
 
     Example:
@@ -69,6 +71,8 @@ class Gate(nn.Module):
 
     threshold: Tensor
     expected_rate: Tensor
+    noise: Tensor
+    temperature: Tensor
 
     def __init__(self, channels: int, width: int = 16) -> None:
         super().__init__()
@@ -82,9 +86,9 @@ class Gate(nn.Module):
             self.fc2.bias.copy_(torch.tensor([0.1, 2.0]))
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("expected_rate", torch.ones(()))
+        self.register_buffer("noise", torch.ones(()), persistent=False)
+        self.register_buffer("temperature", torch.ones(()), persistent=False)
         self.policy: Policy = "argmax"
-        self.noise = 1.0
-        self.temperature = 1.0
         self.target: float | None = None
 
     def logit(self, x: Tensor) -> Tensor:
@@ -183,7 +187,7 @@ def logistic_noise(like: Tensor) -> Tensor:
     return skip.log() - execute.log()
 
 
-def straight_through(margin: Tensor, temperature: float = 1.0) -> Tensor:
+def straight_through(margin: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     """Return exactly 0 or 1, with the gradient of the two-way softmax.
 
     Args:

@@ -183,12 +183,13 @@ class ClassProbabilities(nn.Module):
         Returns:
             ``(gates, N)``.
         """
-        images = labels.bincount(minlength=len(self.weight)).to(self.total)
+        ones = torch.ones_like(labels, dtype=self.weight.dtype)
+        images = torch.zeros_like(self.weight).index_add_(0, labels, ones)
         sums = torch.zeros_like(self.total).index_add_(0, labels, probabilities.detach().T)
         kept = torch.exp(-images / self.window)
         entering = (1 - kept) / images.clamp(min=1)
-        self.total = kept[:, None] * self.total + entering[:, None] * sums
-        self.weight = kept * self.weight + (1 - kept)
+        self.total.mul_(kept[:, None]).add_(entering[:, None] * sums)
+        self.weight.mul_(kept).add_(1 - kept)
         means = (self.total[labels] / self.weight[labels, None]).T
         return means.clamp(0, 1) + (probabilities - probabilities.detach())
 
@@ -226,8 +227,8 @@ class RunningRates(nn.Module):
     def forward(self, rates: Tensor, images: int) -> Tensor:
         """Take in a minibatch's rates, ``(gates,)``, and return the running ones."""
         kept = math.exp(-images / self.window)
-        self.total = kept * self.total + (1 - kept) * rates.detach()
-        self.weight = kept * self.weight + (1 - kept)
+        self.total.mul_(kept).add_((1 - kept) * rates.detach())
+        self.weight.mul_(kept).add_(1 - kept)
         return self.mean + (rates - rates.detach())
 
     @property

@@ -96,7 +96,7 @@ def test_annealed_noise_ends_at_the_argmax_decision() -> None:
     torch.nn.init.zeros_(gate.fc2.bias)
     x = torch.randn(32, 8, 4, 4)
     gate.train()(x)
-    gate.noise = 0.0
+    gate.noise.zero_()
     gate.norm.eval()
     drawn = gate(x).scale
     assert torch.equal(drawn, gate.eval()(x).scale)

@@ -135,7 +135,8 @@ def test_compiling_for_training_breaks_no_more_graphs(
 def test_a_compiled_network_trains_alike() -> None:
     _, network = build_pair("resnet50")
     for _, gate in named_gates(network):
-        gate.policy, gate.noise = "argmax", 0.0
+        gate.policy = "argmax"
+        gate.noise.zero_()
         nn.init.normal_(gate.fc2.weight)
     network.train()
     x = torch.randn(4, 3, SIZE, SIZE)

@@ -111,8 +111,9 @@ def groups(
         >>> list(groups([True, True, False, True], size=2**20, positions=14 * 14))
         [tensor([0, 1, 3])]
     """
-    in_place = positions >= WIDE and size >= LARGE
-    together = max(CACHED // size, 1) if positions >= WIDE else len(executed)
+    is_wide = positions >= WIDE and torch.device(device).type == "cpu"
+    in_place = is_wide and size >= LARGE
+    together = max(CACHED // size, 1) if is_wide else len(executed)
     if in_place or all(executed):
         yield from _runs(executed, NEIGHBOURS if in_place else together)
         return

@@ -60,6 +60,8 @@ class Objective(nn.Module):
 
     weights: Tensor
     targets: Tensor
+    aimed: Tensor
+    certainty: Tensor
     carried: Tensor
     excess: Tensor
 
@@ -90,11 +92,13 @@ class Objective(nn.Module):
         self.running_uncertainty = RunningRates(len(gates), window)
         about_class = config.information_about == "class"
         self.known = ClassProbabilities(len(gates), classes, window) if about_class else None
+        self.register_buffer("certainty", torch.zeros(()), persistent=False)
         if gates:
             weights = torch.tensor(config.budget.weights(flops), dtype=torch.float32)
             wanted = self.layer_targets if config.is_per_layer else config.budget.mean_rate(flops)
             self.register_buffer("weights", weights, persistent=False)
             self.register_buffer("targets", torch.tensor(wanted), persistent=False)
+            self.register_buffer("aimed", torch.ones_like(self.targets), persistent=False)
             self.register_buffer("carried", torch.zeros_like(self.targets))
             self.register_buffer("excess", torch.zeros_like(self.targets))
 
@@ -127,13 +131,19 @@ class Objective(nn.Module):
         mean = fmean(self.layer_targets)
         return Budget(mean) if mean < 1 else None
 
+    def advance(self, progress: float) -> None:
+        """Say how much of the run is done, 0..1: what is asked for depends on it."""
+        if self.gates:
+            noise = noise_at(progress, self.config.noise_hold, self.config.noise_end)
+            self.certainty.fill_(self.config.certainty * (1 - noise))
+            self.aimed.copy_(self._targets(progress))
+
     def forward(
         self,
         pixels: Tensor,
         labels: Tensor,
         logits: Tensor,
         decisions: Mapping[str, Decision],
-        progress: float,
     ) -> dict[str, Tensor]:
         """Return ``loss``, ``rate_loss`` and, of the minibatch, ``correct`` and execution rates.
 
@@ -143,7 +153,6 @@ class Objective(nn.Module):
             logits: ``(N, classes)``, the network's.
             decisions: By name of a gate, from ``recorded_decisions``; of gates whose thresholds
                 are zero (``Gate.absorb_threshold``).
-            progress: How much of the run is done, 0..1.
         """
         hard = labels if labels.ndim == 1 else labels.argmax(1)
         loss = self.task_loss(pixels, labels, logits)
@@ -162,10 +171,10 @@ class Objective(nn.Module):
             self.running_argmax(argmax_rates, len(labels))
             terms["argmax_rate"] = argmax_rates.mean()
             rates = self.running(rates, len(labels))
-            targets = self._targets(progress)
-            terms["rate_loss"] = self.rate_loss(rates, targets).detach()
-            loss = loss + self.config.rate_weight * self.rate_loss(rates, targets - self.carried)
-            self._carry(rates.detach() - targets, len(labels))
+            terms["rate_loss"] = self.rate_loss(rates, self.aimed).detach()
+            aimed = self.aimed - self.carried
+            loss = loss + self.config.rate_weight * self.rate_loss(rates, aimed)
+            self._carry(rates.detach() - self.aimed, len(labels))
             if self.config.band:
                 band = rate_band_loss(rates, self.config.band_low, self.config.band_high)
                 loss = loss + self.config.band * band
@@ -183,8 +192,7 @@ class Objective(nn.Module):
                 )
                 loss = loss + self.config.information * information
             if self.config.certainty:
-                quiet = 1 - noise_at(progress, self.config.noise_hold, self.config.noise_end)
-                loss = loss + self.config.certainty * quiet * uncertainty.mean()
+                loss = loss + self.certainty * uncertainty.mean()
         return {"loss": loss, **terms}
 
     def task_loss(self, pixels: Tensor, labels: Tensor, logits: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from aigtool.data.loading import count_batches, load_batches
 from aigtool.errors import NonFiniteLossError, UserError
 from aigtool.gates import Decision
 from aigtool.models.description import PixelNetwork
+from aigtool.training.capture import Captured
 from aigtool.training.config import FinetuneConfig, noise_at, temperature_at
 from aigtool.training.mixing import make_mixing
 from aigtool.training.objective import Objective
@@ -94,6 +95,11 @@ class Trainer:
         self.mix = make_mixing(config.mixup, config.cutmix, networks.classes)
         self.forward = torch.compile(self.trained) if config.compile else self.trained
         self.decisions: dict[str, Decision] = {}
+        self.noise, self.temperature, self.together = torch.ones(3, device=self.device).unbind()
+        for gate in self.gates.values():
+            gate.noise, gate.temperature = self.noise, self.temperature
+        self.settled = False
+        self.gradient = self._captured()
         self.done = 0
         self.start_epoch(1)
 
@@ -203,34 +209,44 @@ class Trainer:
 
     def _take_in(self, pixels: Tensor, labels: Tensor, number: int) -> None:
         """Add a minibatch's gradient."""
-        every = self.config.grad_accum_steps
-        together = min(every, self.batches - (number - 1) // every * every)
-        config, progress = self.config, self._progress(self.done)
-        temperature = temperature_at(
-            progress, config.gate_temperature, config.gate_temperature_end, config.noise_end
-        )
-        for gate in self.gates.values():
-            gate.noise = noise_at(progress, config.noise_hold, config.noise_end)
-            gate.temperature = temperature
-            gate.norm.train(progress < (config.gate_settle or 1.0))
-        pixels, labels = self.mix(pixels, labels)
-        with torch.autocast(
-            self.device.type,
-            getattr(torch, config.amp_dtype),
-            enabled=config.amp_dtype != "float32",
-        ):
-            logits = self.forward(pixels)
-            terms = self.objective(pixels, labels, logits, self.decisions, progress)
-        values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+        self._advance(number)
+        terms = self.gradient(*self.mix(pixels, labels))
+        values = dict(zip(_SUMS, terms.tolist(), strict=True))
         if not math.isfinite(values["loss"]):
             raise NonFiniteLossError(
                 f"the loss is {values['loss']} at epoch {self.epoch}, step {self.done + 1}: try a "
                 "lower --lr or --gate-lr; the files of the epochs before it are kept"
             )
-        self.scaler.scale(terms["loss"] / together).backward()
         self.seen += len(labels)
         for name, value in values.items():
             self.sums[name] += value * (1 if name == "correct" else len(labels))
+
+    def _advance(self, number: int) -> None:
+        """Set what a minibatch's gradient depends on besides its images."""
+        config, progress = self.config, self._progress(self.done)
+        every = config.grad_accum_steps
+        self.together.fill_(min(every, self.batches - (number - 1) // every * every))
+        self.noise.fill_(noise_at(progress, config.noise_hold, config.noise_end))
+        start, end = config.gate_temperature, config.gate_temperature_end
+        self.temperature.fill_(temperature_at(progress, start, end, config.noise_end))
+        self.objective.advance(progress)
+        settled = progress >= (config.gate_settle or 1.0)
+        if settled != self.settled:
+            self.settled = settled
+            self.gradient = self._captured()
+        for gate in self.gates.values():
+            gate.norm.train(not settled)
+
+    def _captured(self) -> Callable[[Tensor, Tensor], Tensor]:
+        return Captured(self._gradient) if self.on_cuda else self._gradient
+
+    def _gradient(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        """Add a minibatch's gradient, and return what the objective says, ``(len(_SUMS),)``."""
+        dtype = self.config.amp_dtype
+        with torch.autocast(self.device.type, getattr(torch, dtype), enabled=dtype != "float32"):
+            terms = self.objective(pixels, labels, self.forward(pixels), self.decisions)
+        self.scaler.scale(terms["loss"] / self.together).backward()
+        return torch.stack([terms[name].detach() for name in _SUMS])
 
     def _step(self) -> None:
         self.scheduler.step_update(self.done)
@@ -240,7 +256,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=not self.on_cuda)
         self.done += 1
         if self.average is not None:
             self.average.update(self.network, step=self.done)

@@ -34,10 +34,15 @@ def decisions() -> dict[str, Decision]:
     }
 
 
+def at(progress: float, objective: Objective) -> Objective:
+    objective.advance(progress)
+    return objective
+
+
 def terms(config: FinetuneConfig, gates: dict[str, Gate]) -> dict[str, float]:
     objective = Objective(config, gates, FLOPS, None, images=1000, classes=3)
     logits = torch.zeros(5, 3)
-    values = objective(torch.zeros(5, 1, 1, 1), LABELS, logits, decisions(), 1.0)
+    values = at(1.0, objective)(torch.zeros(5, 1, 1, 1), LABELS, logits, decisions())
     return {name: value.item() for name, value in values.items()}
 
 
@@ -61,7 +66,7 @@ def test_the_task_loss_is_cross_entropy_and_divergence_from_the_teacher(
     expected = (1 - weight) * nn.functional.cross_entropy(logits, LABELS)
     soft = [Categorical(logits=answer / temperature) for answer in (teacher(pixels), logits)]
     expected = expected + weight * temperature**2 * kl_divergence(*soft).mean()
-    torch.testing.assert_close(objective(pixels, LABELS, logits, {}, 1.0)["loss"], expected)
+    torch.testing.assert_close(at(1.0, objective)(pixels, LABELS, logits, {})["loss"], expected)
     assert "_teacher" not in objective.state_dict()
 
 
@@ -106,7 +111,9 @@ def test_certainty_is_asked_for_as_the_noise_falls(
         rate_weight=0.0, information=0.0, certainty=2.0, noise_hold=0.3, noise_end=0.7
     )
     objective = Objective(config, gates, FLOPS, None, images=1000, classes=3)
-    values = objective(torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3), decisions(), progress)
+    values = at(progress, objective)(
+        torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3), decisions()
+    )
     made = torch.stack([decision.logit.sigmoid() for decision in decisions().values()])
     expected = torch.tensor(3.0).log() + weight * Bernoulli(made).entropy().mean()
     torch.testing.assert_close(values["loss"], expected)
@@ -118,14 +125,14 @@ def test_rates_are_those_of_the_latest_images(gates: dict[str, Gate]) -> None:
     assert objective.running.window == 1024
     closed = {name: d._replace(scale=torch.zeros(5)) for name, d in decisions().items()}
     shape = (torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3))
-    objective(*shape, closed, 1.0)
-    value = objective(*shape, decisions(), 1.0)["rate_loss"].item()
+    at(1.0, objective)(*shape, closed)
+    value = at(1.0, objective)(*shape, decisions())["rate_loss"].item()
     # Two minibatches of nearly the same weight: half of 0.6.
     assert value == pytest.approx((0.3 - 0.5) ** 2, abs=1e-3)
     again = Objective(config, gates, FLOPS, None, images=10**6, classes=3)
     again.load_state_dict(objective.state_dict())
     for name in ("rate_loss", "loss"):
-        assert objective(*shape, closed, 1.0)[name] == again(*shape, closed, 1.0)[name] != 0
+        assert at(1.0, objective)(*shape, closed)[name] == at(1.0, again)(*shape, closed)[name] != 0
 
 
 @pytest.mark.parametrize("target", ["network", "per-layer"])
@@ -141,7 +148,7 @@ def test_what_rates_missed_is_asked_for_until_they_land(
     for step in range(300):
         scale = {name: rate.expand(5) for name, rate in zip(gates, rates, strict=True)}
         made = {name: Decision(value, torch.zeros(5), "scaled") for name, value in scale.items()}
-        loss = objective(torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3), made, step / 100)
+        loss = at(step / 100, objective)(torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3), made)
         (loss["loss"] - 10 * rates.mean()).backward()
         with torch.no_grad():
             rates -= 0.004 * rates.grad
@@ -157,7 +164,7 @@ def test_the_target_falls_to_what_is_asked(
     config = FinetuneConfig(target_rate=0.6, target_ramp=0.2)
     objective = Objective(config, gates, FLOPS, None, images=1000, classes=3)
     made = {name: Decision(torch.full((5,), 0.5), torch.zeros(5), "scaled") for name in gates}
-    terms = objective(torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3), made, progress)
+    terms = at(progress, objective)(torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3), made)
     assert terms["rate_loss"].item() == pytest.approx((0.5 - target) ** 2, abs=1e-6)
 
 
@@ -167,7 +174,7 @@ def test_gates_that_cannot_move_are_not_pushed_ever_harder(gates: dict[str, Gate
     )
     made = {name: Decision(torch.ones(5), torch.zeros(5), "scaled") for name in gates}
     for _ in range(1000):
-        objective(torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3), made, 1.0)
+        at(1.0, objective)(torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3), made)
     assert objective.carried.item() == 0.25
 
 
@@ -188,13 +195,13 @@ def test_the_target_is_less_by_what_new_images_execute_more(
 ) -> None:
     config = FinetuneConfig(**options, target_ramp=0.0, information=0.0)
     objective = Objective(config, gates, FLOPS, None, images=1000, classes=3)
-    given = (torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3), decisions(), 1.0)
+    given = (torch.zeros(5, 1, 1, 1), LABELS, torch.zeros(5, 3), decisions())
     wanted = objective.targets.clone()
-    objective(*given)
+    at(1.0, objective)(*given)
     objective.land(rates)
     torch.testing.assert_close(objective.excess.reshape(-1), torch.tensor(excess))
     again = Objective(config, gates, FLOPS, None, images=1000, classes=3)
     again.load_state_dict(objective.state_dict())
-    moved = again(*given)["rate_loss"]
+    moved = at(1.0, again)(*given)["rate_loss"]
     made = torch.tensor([0.4, 0.8])
     torch.testing.assert_close(moved, objective.rate_loss(made, wanted - objective.excess))

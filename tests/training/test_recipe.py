@@ -213,7 +213,7 @@ def test_gates_end_without_noise_at_the_last_temperature(gated: Runs) -> None:
     config = replace(PLAIN, epochs=3, gate_temperature=4.0, gate_temperature_end=0.5, noise_end=0.7)
     result = gated(config)
     for _, gate in named_gates(gated.network):
-        assert gate.temperature == pytest.approx(0.5)
+        assert gate.temperature.item() == pytest.approx(0.5)
     first, last = result.metrics[0], result.metrics[-1]
     assert first["train_execution_rate"] != first["train_argmax_rate"]
     assert last["noise"] == 0.0
