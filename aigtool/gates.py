@@ -10,6 +10,9 @@ from torch.nn import functional as F
 Policy = Literal["argmax", "sampled", "open", "closed", "expected"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 
+OPEN_BIAS = (0.1, 2.0)
+"""Of a fresh gate's last layer, for "skip" and "execute"."""
+
 Run = Literal["all", "none", "chosen", "scaled"]
 """How a block obeys a decision: run for every image, for none, only for the images whose scale
 is not zero, or for every image with its residual multiplied by the image's scale."""
@@ -83,7 +86,7 @@ class Gate(nn.Module):
         self.fc2 = nn.Linear(width, 2)
         nn.init.normal_(self.fc2.weight, std=0.001)
         with torch.no_grad():
-            self.fc2.bias.copy_(torch.tensor([0.1, 2.0]))
+            self.fc2.bias.copy_(torch.tensor(OPEN_BIAS))
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("expected_rate", torch.ones(()))
         self.register_buffer("noise", torch.ones(()), persistent=False)
@@ -127,6 +130,11 @@ class Gate(nn.Module):
         if self.training or logit.requires_grad:
             return Decision(straight_through(margin, self.temperature).to(x.dtype), logit, "scaled")
         return Decision((margin > 0).to(x.dtype), logit, "chosen")
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it is as it was made: it lets most images through, and was not trained."""
+        return self.fc2.bias.tolist() == torch.tensor(OPEN_BIAS).tolist()
 
     @torch.no_grad()
     def absorb_threshold(self) -> None:

@@ -116,7 +116,7 @@ def finetune(
     if resume is None:
         _check_apart(folder, model, dense)
     with status("loading the network"):
-        from aigtool.cli.preparing import prepare, tell_before
+        from aigtool.cli.preparing import prepare, tell_before, tell_start
         from aigtool.training.loop import finetune as finetune_network
         from aigtool.training.run_folder import RunFolder
 
@@ -137,6 +137,7 @@ def finetune(
             resume=resume is not None,
             device=prepared.device,
             context=prepared.context(settings),
+            on_start=tell_start,
             on_step=on_step,
             on_epoch=on_epoch,
         )

@@ -15,6 +15,7 @@ Target = Literal["network", "per-layer"]
 Baseline = Literal["none", "stochastic-depth"]
 Trained = Literal["all", "gates"]
 NormStatistics = Literal["kept", "batch"]
+GateStart = Literal["pattern", "given"]
 Informed = Literal["image", "class"]
 AmpDtype = Literal["float32", "bfloat16", "float16"]
 
@@ -23,6 +24,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "baseline": get_args(Baseline),
     "train": get_args(Trained),
     "norm_statistics": get_args(NormStatistics),
+    "gate_start": get_args(GateStart),
     "information_about": get_args(Informed),
     "amp_dtype": get_args(AmpDtype),
 }
@@ -35,9 +37,18 @@ _LR_OF = {"adam": 0.03, "sgd": 1.0, "momentum": 1.0, "nesterov": 1.0}
 """Of that learning rate, what optimisers with this in their names take; others must be told."""
 DISTILL, HINTS = 0.9, 10.0
 """The weights of distillation and of hints where none are given."""
-SETTLE = 0.25
-"""Share of the run over which gates settle where none is given."""
-COMPLETED = ("lr", "gate_lr", "gate_settle", "distill", "hints", "norm_statistics")
+SETTLE, RAMP = 0.25, 0.15
+"""Shares of the run over which gates settle, and the target falls, where none is given."""
+COMPLETED = (
+    "gate_start",
+    "target_ramp",
+    "lr",
+    "gate_lr",
+    "gate_settle",
+    "distill",
+    "hints",
+    "norm_statistics",
+)
 """Options that depend on others, or on the network, where nothing is given."""
 
 
@@ -59,7 +70,12 @@ class FinetuneConfig:
         aug_repeats: Times that a minibatch holds each of its images, each time augmented anew: an
             epoch takes as many times the steps (batch augmentation, Hoffer et al., CVPR 2020). For
             many training images 1 may do.
-        target_ramp: Share of the run over which the target falls to this from 1.
+        gate_start: Where gates start: pattern is at the budget, most likely to skip the same blocks
+            for all images, those without which the loss on validation images is least; given is
+            as they are. pattern where the network came trained with new gates, and is held to one
+            target.
+        target_ramp: Share of the run over which the target falls to what is asked from 1; 0.15,
+            but 0 where gates start at a pattern.
         rate_weight: Weight of the target-rate loss beside cross entropy.
         information: Weight of the loss that keeps decisions telling images apart.
         information_about: What decisions should tell apart: each image from all others, or the
@@ -134,7 +150,8 @@ such as 0.6
     epochs: int = 15
     batch_size: int = 32
     aug_repeats: int = 2
-    target_ramp: float = 0.15
+    gate_start: GateStart | None = None
+    target_ramp: float | None = None
     rate_weight: float = 100.0
     information: float = 15.0
     information_about: Informed = "class"
@@ -191,7 +208,11 @@ such as 0.6
         return self.target == "per-layer" or self.targets is not None
 
     def completed(
-        self, can_distill: bool, is_trained: bool, can_hint: bool = True
+        self,
+        can_distill: bool,
+        is_trained: bool,
+        can_hint: bool = True,
+        are_fresh: bool = True,
     ) -> "FinetuneConfig":
         """Return these options with what holds where nothing is given.
 
@@ -199,6 +220,7 @@ such as 0.6
             can_distill: Whether there is a network to learn from.
             is_trained: Whether the network's batch norms have statistics to keep.
             can_hint: Whether the network to learn from has the same stages.
+            are_fresh: Whether it has gates, and they were not trained.
 
         Example:
             >>> config = FinetuneConfig(batch_size=128)
@@ -216,10 +238,16 @@ such as 0.6
         hints = HINTS * (can_hint and distill > 0) if self.hints is None else self.hints
         settle = SETTLE if self.train == "all" else 1.0
         settle = settle if self.gate_settle is None else self.gate_settle
+        spares = is_trained and are_fresh and self.train == "all" and self.baseline == "none"
+        usual: GateStart = "pattern" if spares and not self.is_per_layer else "given"
+        start = self.gate_start or usual
+        ramp = RAMP * (start == "given") if self.target_ramp is None else self.target_ramp
         keeps = is_trained or self.train == "gates"
         norms = self.norm_statistics or ("kept" if keeps else "batch")
         return replace(
             self,
+            gate_start=start,
+            target_ramp=ramp,
             lr=lr,
             gate_lr=gate_lr,
             gate_settle=settle,
@@ -252,6 +280,12 @@ such as 0.6
             raise UserError(
                 f"baseline {self.baseline} with targets per layer: all its blocks run at one rate; "
                 "give a target rate, or a target in FLOPs"
+            )
+        if self.gate_start == "pattern" and (self.baseline != "none" or self.is_per_layer):
+            other = "targets per layer" if self.is_per_layer else f"baseline {self.baseline}"
+            raise UserError(
+                f"gate start pattern with {other}: expected gates that are held to one target "
+                "together; leave gate start out"
             )
         if self.train == "gates" and self.norm_statistics == "batch":
             raise UserError(

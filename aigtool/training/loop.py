@@ -38,6 +38,7 @@ from aigtool.training.baseline import dropping_blocks
 from aigtool.training.config import TARGET_RATE, FinetuneConfig
 from aigtool.training.hints import shared_places, stage_ends
 from aigtool.training.objective import Objective
+from aigtool.training.pattern import skip_least, start_without
 from aigtool.training.run_folder import RunFolder
 from aigtool.training.trainer import Networks, StepReport, Trainer, is_trained
 
@@ -81,7 +82,16 @@ def complete(config: FinetuneConfig, model: Model, teacher: Model | None) -> Fin
             f"hints {config.hints:g}: the network to learn from has other stages, or none; "
             "expected the network before gating, or hints 0"
         )
-    return config.completed(can_distill, is_trained(model.network), can_hint)
+    gates = [gate for _, gate in named_gates(model.network)]
+    are_fresh = all(gate.is_fresh for gate in gates)
+    if config.gate_start == "pattern" and not are_fresh:
+        raise UserError(
+            "gate start pattern: the network's gates were trained already; expected new ones, as "
+            "convert makes them, or gate start given"
+        )
+    return config.completed(
+        can_distill, is_trained(model.network), can_hint, bool(gates) and are_fresh
+    )
 
 
 def places_of(model: Model, teacher: Model | None) -> list[str]:
@@ -103,6 +113,7 @@ def finetune(
     resume: bool = False,
     device: torch.device | str = "cpu",
     context: dict[str, Any] | None = None,
+    on_start: Callable[[list[str]], None] = lambda _: None,
     on_step: Callable[[StepReport], None] = lambda _: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> FinetuneResult:
@@ -125,6 +136,7 @@ def finetune(
         resume: Whether to go on with the run in ``out``, from the same model, images and options.
         device: Where to train.
         context: What ``config.yaml`` should say besides the options.
+        on_start: Called with the blocks that gates start by skipping, if they start at a pattern.
         on_step: Called after each step.
         on_epoch: Called with each epoch's metrics.
 
@@ -170,10 +182,11 @@ def finetune(
     if resume:
         metrics = _take_up(trainer, folder, folder.read_state(config, context), counts)
     else:
-        folder.clear()
-        folder.write_config(config, context or {})
-        if is_gated:
-            save_model(folder.dense, before.network, before.description)
+        if is_gated and config.gate_start == "pattern":
+            skipped = skip_least(model, val, flops, config.budget)
+            start_without(model.network, skipped)
+            on_start(skipped)
+        folder.begin(config, context or {}, before if is_gated else None)
 
     def save(*, finished: bool = False) -> None:
         about = {"images": counts, "metrics": metrics, "finished": finished}

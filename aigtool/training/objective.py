@@ -217,7 +217,7 @@ class Objective(nn.Module):
         return network_rate_loss(rates, targets, self.weights)
 
     def _targets(self, progress: float) -> Tensor:
-        ramp = self.config.target_ramp
+        ramp = self.config.target_ramp or 0.0
         targets = self.targets - self.excess
         return 1 - (1 - targets) * (min(1.0, progress / ramp) if ramp else 1.0)
 

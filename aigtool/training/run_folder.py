@@ -14,7 +14,7 @@ import yaml
 
 from aigtool.analysis.training_plots import training_figure
 from aigtool.errors import UserError
-from aigtool.models.files import DENSE_FILE
+from aigtool.models.files import DENSE_FILE, Model, save_model
 from aigtool.output import replacing
 from aigtool.training.config import COMPLETED, FinetuneConfig, read_settings
 from aigtool.version import __version__
@@ -40,13 +40,15 @@ class RunFolder:
         self.dense = self.path / DENSE_FILE
         self.figure = self.path / "training.png"
 
-    def clear(self) -> None:
-        """Remove an earlier run's files, so that none of them is taken for this run's."""
+    def begin(
+        self, config: FinetuneConfig, context: dict[str, Any], before: Model | None = None
+    ) -> None:
+        """Write every option as used, the versions, and the network before gating, if any.
+
+        An earlier run's files are removed, so that none of them is taken for this run's.
+        """
         for path in (self.config, self.metrics, self.last, self.best, self.dense, self.figure):
             path.unlink(missing_ok=True)
-
-    def write_config(self, config: FinetuneConfig, context: dict[str, Any]) -> None:
-        """Write every option as used, and the versions."""
         versions = {
             "aigtool": __version__,
             "python": platform.python_version(),
@@ -57,6 +59,8 @@ class RunFolder:
         values = {**context, "options": _plain(asdict(config)), "versions": versions}
         with replacing(self.config) as temporary:
             temporary.write_text(yaml.safe_dump(values, sort_keys=False))
+        if before is not None:
+            save_model(self.dense, before.network, before.description)
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Write a row an epoch, and the picture of them."""

@@ -180,6 +180,10 @@ CASES = {
     "dense of other classes": ([*FINETUNE, "--dense", "ten.st"], "other classes"),
     "class names too few": ([*CIFAR20, "--class-names", "text.th"], "1 names"),
     "no data": (["evaluate", "m.safetensors"], "--data"),
+    "pattern per layer": (
+        [*FINETUNE, "--gate-start", "pattern", "--target", "per-layer"],
+        "gate start pattern with targets per layer",
+    ),
     "rate of 0": ([*FINETUNE, "--target-rate", "0"], "target rate 0"),
     "rate over 1": ([*FINETUNE, "--target-rate", "1.2"], "target rate 1.2"),
     "rate no number": ([*FINETUNE, "--target-rate", "abc"], "abc"),

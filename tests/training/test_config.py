@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,9 @@ from aigtool.training.config import FinetuneConfig, noise_at
         ({"hints": -1.0}, "hints -1"),
         ({"noise_hold": -0.1}, "noise hold -0.1"),
         ({"target_ramp": 1.5}, "target ramp 1.5: expected 0 to 1"),
+        ({"gate_start": "open"}, "gate start 'open': expected one of pattern, given"),
+        ({"gate_start": "pattern", "target": "per-layer"}, "pattern with targets per layer"),
+        ({"gate_start": "pattern", "baseline": "stochastic-depth"}, "with baseline stochastic-dep"),
         ({"rate_weight": -1.0}, "rate weight -1"),
         ({"rate_weight": math.inf}, "rate weight inf"),
         ({"information_about": "pixel"}, "information about 'pixel': expected one of"),
@@ -51,3 +55,25 @@ def test_noise_never_rises_and_ends_at_zero(first: float, second: float, hold: f
     assert noise_at(1, hold) == (1 if hold == 1 else 0)
     assert noise_at(late, hold, hold) == (1 if 0 < hold >= late else 0)
     assert noise_at(late, 0, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "about", "start", "ramp"),
+    [
+        ({}, {}, "pattern", 0.0),
+        ({"gate_start": "given"}, {}, "given", 0.15),
+        ({"target_ramp": 0.3}, {}, "pattern", 0.3),
+        ({"train": "gates"}, {}, "given", 0.15),
+        ({"targets": "0.5,0.7"}, {}, "given", 0.15),
+        ({"baseline": "stochastic-depth"}, {}, "given", 0.15),
+        ({}, {"is_trained": False}, "given", 0.15),
+        ({}, {"are_fresh": False}, "given", 0.15),
+        ({"gate_start": "pattern"}, {"is_trained": False}, "pattern", 0.0),
+    ],
+)
+def test_new_gates_of_a_trained_network_start_at_a_pattern(
+    options: dict[str, Any], about: dict[str, bool], start: str, ramp: float
+) -> None:
+    given = {"can_distill": True, "is_trained": True, **about}
+    config = FinetuneConfig(**options).completed(**given)
+    assert (config.gate_start, config.target_ramp) == (start, ramp)

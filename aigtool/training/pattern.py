@@ -1,0 +1,121 @@
+"""The blocks that a network can best do without, all images alike: where its gates start."""
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from aigtool.budget import Budget
+from aigtool.conversion import named_gates
+from aigtool.data.images import ImageSet
+from aigtool.data.loading import load_batches
+from aigtool.flops import NetworkFlops
+from aigtool.inference.serving import serve
+from aigtool.models.description import PixelNetwork
+from aigtool.models.files import Model
+
+MOST_IMAGES = 512
+"""Whose loss is looked at."""
+
+
+def skip_least(model: Model, images: ImageSet, flops: NetworkFlops, budget: Budget) -> list[str]:
+    """Take blocks away one by one, each time the one without which the loss is least.
+
+    Args:
+        model: Its network is gated; it is left as it is.
+        images: With labels; ``MOST_IMAGES`` of them are looked at.
+        flops: What ``count_flops`` counted for the network.
+        budget: What is left to spend.
+
+    Returns:
+        The names of the blocks to skip, in the order in which they were taken away.
+
+    Raises:
+        UserError: Closed gates alone overspend the budget, or the network has no gates.
+
+    Example:
+        >>> from aigtool.conversion import convert
+        >>> from aigtool.data.images import open_images
+        >>> from aigtool.data.loading import eval_transform
+        >>> from aigtool.flops import count_flops
+        >>> from aigtool.models.zoo import create_network, describe
+        >>> network = convert(create_network("cifar_resnet20")).eval()
+        >>> model = Model(network, describe("cifar_resnet20", network))
+        >>> images = open_images("digits", "val", eval_transform(model.description.input))
+        >>> flops = count_flops(network, model.description.input.size)
+        >>> len(skip_least(model, images.limited(16), flops, Budget(0.7)))
+        3
+    """
+    budget.check(flops)
+    device = next(model.network.parameters()).device
+    served = serve(model.network, model.description.input.size)
+    network = PixelNetwork(served, model.description.input).to(device).eval()
+    gates = dict(named_gates(served))
+    weights = dict(zip(gates, budget.weights(flops).tolist(), strict=True))
+    loaded = load_batches(images.limited(MOST_IMAGES))
+    batches = [(pixels.to(device), labels.to(device)) for pixels, labels in loaded]
+
+    @torch.inference_mode()
+    def loss_without(skipped: Sequence[str]) -> float:
+        for name, gate in gates.items():
+            gate.policy = "closed" if name in skipped else "open"
+        losses = [F.cross_entropy(network(x).float(), y, reduction="sum") for x, y in batches]
+        return torch.stack(losses).sum().item()
+
+    return take_away(loss_without, weights, budget.mean_rate(flops))
+
+
+def take_away(
+    loss_without: Callable[[Sequence[str]], float], weights: Mapping[str, float], most: float
+) -> list[str]:
+    """Take things away one by one, each time the one without which the loss is least.
+
+    What the loss is without one is looked at anew only while it may be the least (Minoux,
+    "Accelerated greedy algorithms for maximizing submodular set functions", 1978). That finds the
+    least where nothing is worth less when others are gone.
+
+    Args:
+        loss_without: Of those taken away.
+        weights: Of each.
+        most: What those that are left may weigh.
+
+    Returns:
+        Those taken away, in order.
+
+    Example:
+        >>> costs = {"a": 3.0, "b": 1.0, "c": 2.0}
+        >>> take_away(lambda gone: sum(costs[name] for name in gone), dict.fromkeys("abc", 1), 1)
+        ['b', 'c']
+    """
+    gone: list[str] = []
+    waiting = [(loss_without([name]), 0, name) for name in weights]
+    heapq.heapify(waiting)
+    while sum(weights[name] for name in weights if name not in gone) > most:
+        _, looked_at, name = heapq.heappop(waiting)
+        if looked_at < len(gone):
+            heapq.heappush(waiting, (loss_without([*gone, name]), len(gone), name))
+        else:
+            gone.append(name)
+    return gone
+
+
+@torch.no_grad()
+def start_without(network: nn.Module, skipped: list[str]) -> None:
+    """Let new gates begin by skipping some blocks as surely as they execute the others.
+
+    Example:
+        >>> from aigtool.conversion import convert
+        >>> from aigtool.models.zoo import create_network
+        >>> network = convert(create_network("cifar_resnet20")).eval()
+        >>> start_without(network, ["layer1.1"])
+        >>> gates = dict(named_gates(network))
+        >>> features = torch.zeros(1, 16, 8, 8)
+        >>> [round(gates[f"layer1.{n}"](features).logit.item(), 2) for n in range(3)]
+        [1.9, -1.9, 1.9]
+    """
+    gates = dict(named_gates(network))
+    for name in skipped:
+        bias = gates[name].fc2.bias
+        bias.copy_(bias.flip(0))
