@@ -3,8 +3,9 @@
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from aigtool.output import replacing
 
 _KEY = b"aigtool"
 _EXECUTED, _PROBABILITY = "executed.", "probability."
+
+GROUP = 2**16
+"""Images that are written at once, so that a trace of any length needs little memory for it."""
 
 ADAPTIVE = (0.05, 0.95)
 """A gate is adaptive when its execution rate lies strictly between these."""
@@ -126,22 +130,72 @@ class ExecutionTrace:
 
     def save(self, path: str | Path) -> None:
         """Write it as Parquet, which pandas, DuckDB and Spark read, whole or not at all."""
-        columns = self.images.to_dict("series")
-        for number, name in enumerate(self.gates):
-            columns[_EXECUTED + name] = self.executed[:, number]
-            columns[_PROBABILITY + name] = self.probability[:, number]
+        with writing_trace(path) as write:
+            write(self)
+
+
+@contextmanager
+def writing_trace(path: str | Path) -> Iterator[Callable[[ExecutionTrace], None]]:
+    """Write a trace while it is collected, whole or not at all.
+
+    Args:
+        path: Of the Parquet file.
+
+    Yields:
+        Takes the next images' part of the trace.
+    """
+    waiting: list[ExecutionTrace] = []
+    seconds = 0.0
+    with replacing(path) as temporary, ExitStack() as stack:
+        file: pq.ParquetWriter | None = None
+
+        def write_waiting() -> ExecutionTrace:
+            nonlocal file
+            part = _joined(waiting)
+            waiting.clear()
+            table = _table(part)
+            file = file or stack.enter_context(pq.ParquetWriter(temporary, table.schema))
+            file.write_table(table, GROUP)
+            return part
+
+        def write(part: ExecutionTrace) -> None:
+            nonlocal seconds
+            seconds += part.seconds
+            if sum(len(one.images) for one in waiting) >= GROUP:
+                write_waiting()
+            waiting.append(part)
+
+        yield write
+        last = write_waiting()
         about = {
-            "flops": asdict(self.flops),
-            "policy": self.policy,
-            "targets": self.targets,
-            "classes": self.classes,
-            "source": self.source,
-            "seconds": self.seconds,
+            "flops": asdict(last.flops),
+            "policy": last.policy,
+            "targets": last.targets,
+            "classes": last.classes,
+            "source": last.source,
+            "seconds": seconds,
         }
-        table = pa.Table.from_pandas(pd.DataFrame(columns), preserve_index=False)
-        metadata = {**(table.schema.metadata or {}), _KEY: json.dumps(about).encode()}
-        with replacing(path) as temporary:
-            pq.write_table(table.replace_schema_metadata(metadata), temporary)
+        assert file is not None
+        file.add_key_value_metadata({_KEY.decode(): json.dumps(about)})
+
+
+def _table(trace: ExecutionTrace) -> pa.Table:
+    columns = {str(name): column.to_numpy() for name, column in trace.images.items()}
+    for number, name in enumerate(trace.gates):
+        columns[_EXECUTED + name] = trace.executed[:, number]
+        columns[_PROBABILITY + name] = trace.probability[:, number]
+    return pa.table(columns)
+
+
+def _joined(parts: Sequence[ExecutionTrace]) -> ExecutionTrace:
+    """Put parts of a trace together."""
+    return replace(
+        parts[0],
+        images=pd.concat([part.images for part in parts], ignore_index=True),
+        executed=np.concatenate([part.executed for part in parts]),
+        probability=np.concatenate([part.probability for part in parts]),
+        seconds=sum(part.seconds for part in parts),
+    )
 
 
 def load_trace(path: str | Path) -> ExecutionTrace:
@@ -154,11 +208,11 @@ def load_trace(path: str | Path) -> ExecutionTrace:
     if not path.is_file():
         raise UserError(f"trace {path}: no such file; `aigtool evaluate --out FILE` writes one")
     try:
-        table = pq.read_table(path)
-        about = json.loads((table.schema.metadata or {})[_KEY])
+        with pq.ParquetFile(path) as file:
+            about = json.loads((file.metadata.metadata or {})[_KEY])
+            frame = file.read().to_pandas()
         blocks = tuple(BlockFlops(**block) for block in about["flops"].pop("blocks"))
         flops = NetworkFlops(**about.pop("flops"), blocks=blocks)
-        frame = table.to_pandas()
         names = [block.name for block in flops.gated_blocks]
         return ExecutionTrace(
             images=frame[[c for c in frame if not str(c).startswith((_EXECUTED, _PROBABILITY))]],
@@ -213,6 +267,7 @@ def collect_trace(
     batch_size: int = 128,
     workers: int = 0,
     progress: Callable[[int], None] = lambda _: None,
+    out: str | Path | None = None,
 ) -> ExecutionTrace:
     """Run a network over a data set and record every gate's decision for every image.
 
@@ -224,16 +279,36 @@ def collect_trace(
         batch_size: Images a batch.
         workers: Processes that read images.
         progress: Called with the number of images done after each batch.
+        out: Where to write it meanwhile.
 
     Returns:
         The trace, in the order of the data set.
     """
+    parts: list[ExecutionTrace] = []
+    with nullcontext(lambda _: None) if out is None else writing_trace(out) as write:
+        for part in _collected(
+            network, images, flops=flops, policy=policy, batch_size=batch_size, workers=workers
+        ):
+            parts.append(part)
+            write(part)
+            progress(len(part.images))
+    return _joined(parts)
+
+
+def _collected(
+    network: PixelNetwork,
+    images: ImageSet,
+    *,
+    flops: NetworkFlops,
+    policy: Policy,
+    batch_size: int,
+    workers: int,
+) -> Iterator[ExecutionTrace]:
+    """Yield each batch's part of a trace."""
     device = network.mean.device
     gates = dict(named_gates(network))
-    rows: list[dict[str, npt.NDArray[Any]]] = []
-    executed: list[npt.NDArray[np.bool_]] = []
-    probability: list[npt.NDArray[np.float32]] = []
-    seconds = 0.0
+    targets = tuple(gate.target for gate in gates.values())
+    done = 0
     with (
         torch.inference_mode(),
         in_mode(network, training=False),
@@ -242,31 +317,28 @@ def collect_trace(
     ):
         for batch in load_batches(images, batch_size=batch_size, workers=workers):
             pixels, labels = (tensor.to(device) for tensor in batch)
-            if not rows:
+            if not done:
                 network(pixels)  # The first pass pays for memory and kernels: not timed.
             start = time.perf_counter()
             logits = network(pixels).float()
             synchronize(device)
-            seconds += time.perf_counter() - start
-            rows.append(_judge(logits, labels))
+            seconds = time.perf_counter() - start
             made = [decisions[name] for name in gates]
-            executed.append(_columns([d.scale > 0 for d in made], len(labels)))
-            probability.append(_columns([d.logit.sigmoid() for d in made], len(labels)))
-            progress(len(labels))
-    frame = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
-    count = len(frame["label"])
-    files = [images.filename(index) for index in range(count)]
-    return ExecutionTrace(
-        images=pd.DataFrame({"index": np.arange(count), "file": files, **frame}),
-        executed=np.concatenate(executed),
-        probability=np.concatenate(probability).astype(np.float32),
-        flops=flops,
-        policy=policy,
-        targets=tuple(gate.target for gate in gates.values()),
-        classes=images.classes,
-        source=f"{images.name} {images.split}".strip(),
-        seconds=seconds,
-    )
+            probability = _columns([d.logit.sigmoid() for d in made], len(labels))
+            index = np.arange(done, done + len(labels))
+            done += len(labels)
+            files = [images.filename(number) for number in index.tolist()]
+            yield ExecutionTrace(
+                images=pd.DataFrame({"index": index, "file": files, **_judge(logits, labels)}),
+                executed=_columns([d.scale > 0 for d in made], len(labels)),
+                probability=probability.astype(np.float32),
+                flops=flops,
+                policy=policy,
+                targets=targets,
+                classes=images.classes,
+                source=f"{images.name} {images.split}".strip(),
+                seconds=seconds,
+            )
 
 
 def _judge(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, npt.NDArray[Any]]:

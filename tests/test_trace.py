@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -116,6 +117,41 @@ def test_save_and_load(network: PixelNetwork, images: ImageSet, tmp_path: Path) 
     plain = pd.read_parquet(path)
     assert list(plain)[:4] == ["index", "file", "label", "prediction"]
     assert plain["executed.layer2.0"].mean() == trace.executed[:, 3].mean()
+
+
+def test_it_is_written_while_it_is_collected(
+    network: PixelNetwork, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 2 of 12 images, in groups of 4 at least, are what is in memory at the end."""
+    monkeypatch.setattr("aigtool.trace.GROUP", 4)
+    path = tmp_path / "out" / "trace.parquet"
+    written: list[int] = []
+
+    def look(_images: int) -> None:
+        temporary = [file for file in path.parent.glob("*") if file != path]
+        written.append(sum(file.stat().st_size for file in temporary))
+
+    trace = collect(network, images, batch_size=2, out=path, progress=look)
+    assert written[1] == 0 < written[2] == written[3] < written[4]
+    again = load_trace(path)
+    assert again.summary() == trace.summary()
+    np.testing.assert_array_equal(again.executed, trace.executed)
+    pd.testing.assert_frame_equal(again.images, trace.images)
+    assert pq.ParquetFile(path).num_row_groups == 3
+
+
+def test_nothing_is_left_of_one_that_was_broken_off(
+    network: PixelNetwork, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aigtool.trace.GROUP", 2)
+    path = tmp_path / "trace.parquet"
+
+    def stop(_images: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(network, images, batch_size=2, out=path, progress=stop)
+    assert not [*tmp_path.rglob("*.parquet*")]
 
 
 def test_a_network_without_gates_has_a_trace_too(

@@ -86,7 +86,7 @@ def evaluate(
         images = open_for(loaded, source, split, limit)
         subject = ready_to_serve(loaded, where, seed)
         kind, reference = open_reference(loaded, model, dense)
-    trace = collect("evaluating", subject, images, chosen, batch_size, workers)
+    trace = collect("evaluating", subject, images, chosen, batch_size, workers, out)
     summary = trace.summary()
     beside: dict[str, Any] | None = None
     if reference is not loaded or (trace.gates and chosen != "open"):
@@ -96,8 +96,6 @@ def evaluate(
         beside = compared.summary()
         difference, error = accuracy_difference([trace], compared)
         summary |= {"difference": difference, "difference_stderr": error}
-    if out is not None:
-        trace.save(out)
     if json:
         reference_row = None if beside is None else {"network": kind, **beside}
         print_json({**summary, "data": trace.source, "reference": reference_row})

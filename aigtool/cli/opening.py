@@ -75,9 +75,15 @@ def open_reference(model: Model, path: Path, dense: Path | None) -> tuple[str, M
 
 
 def collect(
-    label: str, subject: Ready, images: ImageSet, policy: Policy, batch_size: int, workers: int
+    label: str,
+    subject: Ready,
+    images: ImageSet,
+    policy: Policy,
+    batch_size: int,
+    workers: int,
+    out: Path | None = None,
 ) -> ExecutionTrace:
-    """Run a network over images and show how far it is."""
+    """Run a network over images, show how far it is, and write the trace meanwhile."""
     with progress(label, len(images)) as advance:
         return collect_trace(
             subject.network,
@@ -87,4 +93,5 @@ def collect(
             batch_size=batch_size,
             workers=workers,
             progress=advance,
+            out=out,
         )
