@@ -110,7 +110,7 @@ def tell_errors(errors: Mapping[str, Any]) -> str:
 
     Example:
         >>> tell_errors(findings(trace)["errors"])
-        '1, which take -0.33 ± 0.27 blocks; -0.25 ± 0.14 within classes'
+        '1, which take -0.33 ± 0.27 blocks; +0.00 ± 0.24 within classes'
     """
     if errors["difference"] is None:
         return ""

@@ -104,7 +104,7 @@ def measured_networks(
 def headlines(results: Results, networks: Sequence[Measured]) -> list[Headline]:
     """Return accuracy, compute, seconds and robustness."""
     readings = [*_of_networks(networks), *_of_attacks(results), *_of_runs(results)]
-    reading = next((r for r in readings if r.dense), readings[0] if readings else _Reading())
+    reading = max(readings, key=_Reading.worth, default=_Reading())
     return [_accuracy(reading), _compute(reading), _seconds(results), _robustness(results)]
 
 
@@ -117,6 +117,10 @@ class _Reading:
     reference: str = "dense"
     data: str = ""
     difference: str = ""
+
+    def worth(self) -> int:
+        """Prefer both networks, then the gated one; of as good ones the first."""
+        return 0 if self.gated is None else 1 + (self.dense is not None)
 
 
 def _of_networks(networks: Sequence[Measured]) -> Iterator[_Reading]:

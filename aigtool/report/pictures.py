@@ -146,7 +146,13 @@ def _reader(data: str) -> Callable[[str], Image.Image]:
         raise UserError(f"data {data}: no such folder here, from which pictures could be read")
     images = open_images(DIGITS, split, to_tensor)
     places = {images.filename(index): index for index in range(len(images))}
-    return lambda file: images.source.read(images.indices[places[file]])[0]
+
+    def read(file: str) -> Image.Image:
+        if file not in places:
+            raise UserError(f"data {data} has no image {file}")
+        return images.source.read(images.indices[places[file]])[0]
+
+    return read
 
 
 def _embedded(image: Image.Image) -> str:

@@ -11,22 +11,27 @@ const percent = (rate) => `${(100 * rate).toFixed(1)} %`;
 
 // What is pointed at or has the focus says its data-tip.
 const tip = document.getElementById("tip");
+let teller = null;
 const hide = () => { tip.hidden = true; };
-const tell = (event) => {
-  const target = event.target.closest?.("[data-tip]");
-  if (!target) return hide();
-  tip.textContent = target.dataset.tip;
-  tip.hidden = false;
-  const at = target.getBoundingClientRect();
-  const left = at.left + at.width / 2 - tip.offsetWidth / 2;
+const place = () => {
+  const at = teller.getBoundingClientRect();
+  const room = document.documentElement.clientWidth - tip.offsetWidth - 8;
+  const left = Math.min(at.left + at.width / 2 - tip.offsetWidth / 2, room);
   const above = at.top - tip.offsetHeight - 6;
-  tip.style.left = `${Math.max(8, Math.min(left, document.documentElement.clientWidth - tip.offsetWidth - 8))}px`;
+  tip.style.left = `${Math.max(8, left)}px`;
   tip.style.top = `${above > 8 ? above : at.bottom + 6}px`;
+};
+const tell = (event) => {
+  teller = event.target.closest?.("[data-tip]");
+  if (!teller) return hide();
+  tip.textContent = teller.dataset.tip;
+  tip.hidden = false;
+  place();
 };
 document.addEventListener("mouseover", tell);
 document.addEventListener("focusin", tell);
 document.addEventListener("focusout", hide);
-document.addEventListener("scroll", hide, true);
+document.addEventListener("scroll", () => { if (!tip.hidden) place(); }, true);
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
 
 // One of several elements is reached by Tab, its neighbours by the arrow keys.
