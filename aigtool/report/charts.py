@@ -43,6 +43,16 @@ class Series:
 class Chart:
     """Series over common axes.
 
+    Attributes:
+        title: What it shows.
+        x: What runs along.
+        y: What goes up.
+        series: The curves.
+        range_x: From where to where; by default what the points need.
+        range_y: The same of ``y``.
+        axis: More of the axis along, as the library takes it.
+        from_zero: Whether ``y`` begins at zero.
+
     Example:
         >>> line = Series("a<b", [1, 2], [0.5, 0.25], ["one", "two"])
         >>> figure = Chart("Loss", "epoch", "loss", [line]).figure()
@@ -57,17 +67,19 @@ class Chart:
     range_x: tuple[float, float] | None = None
     range_y: tuple[float, float] | None = None
     axis: Mapping[str, Any] = field(default_factory=dict)
+    from_zero: bool = False
 
     def figure(self) -> dict[str, Any]:
         """Return what the library draws."""
         data = [_drawn(series, number) for number, series in enumerate(self.series)]
+        zero = {"rangemode": "tozero"} if self.from_zero else {}
         named = sum(bool(series.name) for series in self.series)
         return {
             "data": data,
             "layout": {
                 "barmode": "stack",
                 "xaxis": _axis(self.x, self.range_x) | dict(self.axis),
-                "yaxis": _axis(self.y, self.range_y),
+                "yaxis": _axis(self.y, self.range_y) | zero,
                 "showlegend": named > 1,
             },
         }

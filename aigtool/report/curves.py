@@ -7,7 +7,7 @@ import pandas as pd
 
 from aigtool.output import records
 from aigtool.plotting import BLUE, GREEN, GREY, ORANGE
-from aigtool.report.charts import COLORS, Chart, Series
+from aigtool.report.charts import Chart, Series
 from aigtool.report.gates import GateTables
 from aigtool.report.sources import Attack, Run, Sweep
 from aigtool.report.words import counted, number, percent, share, stderr
@@ -39,7 +39,7 @@ def training_charts(run: Run) -> list[Chart]:
         _over(metrics, "val_loss", "validation (task)", ORANGE),
     ]
     charts = [
-        Chart("Loss", "epoch", "loss", loss),
+        Chart("Loss", "epoch", "loss", loss, from_zero=True),
         Chart("Accuracy", "epoch", "top-1 accuracy, %", accuracy),
     ]
     if run.has_gates:
@@ -108,10 +108,9 @@ def cost_charts(tables: GateTables) -> list[Chart]:
         )
         for answer, color in (("right", BLUE), ("wrong", ORANGE))
     ]
-    middle = (confidence["low"] + confidence["high"]) / 2
     line = Series(
         "",
-        middle.tolist(),
+        [*range(1, len(confidence) + 1)],
         confidence["blocks"].tolist(),
         [
             f"confidence {row['low']:.3f} to {row['high']:.3f}: {row['blocks']:.2f} ± "
@@ -131,7 +130,7 @@ def cost_charts(tables: GateTables) -> list[Chart]:
         ),
         Chart(
             "Cost over confidence",
-            "confidence of the answer",
+            "images, from least to most confident",
             "blocks executed ± standard error",
             [line],
         ),
@@ -141,7 +140,6 @@ def cost_charts(tables: GateTables) -> list[Chart]:
 def attack_chart(attack: Attack) -> Chart:
     """Draw accuracy over epsilon: a colour a network, dashed under a defence."""
     series = []
-    names = attack.rows["network"].drop_duplicates().tolist()
     keys = ["network", "defense", "quality"]
     for (network, defense, quality), curve in attack.rows.groupby(keys, dropna=False, sort=False):
         name = str(network) if defense == "none" else f"{network}, JPEG {quality:g}"
@@ -158,7 +156,7 @@ def attack_chart(attack: Attack) -> Chart:
                     for row in rows
                 ],
                 stderr=[stderr(row["correct"], row["images"]) for row in rows],
-                color=COLORS[names.index(network) % len(COLORS)],
+                color=BLUE if network == "gated" else ORANGE,
                 dash="solid" if defense == "none" else "dash",
             )
         )

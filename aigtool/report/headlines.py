@@ -24,6 +24,8 @@ from aigtool.report.words import (
 from aigtool.trace import ExecutionTrace
 
 GATED = "gated"
+EPSILON = 8 / 255
+"""Robustness is told at this epsilon where it was measured, else at the largest."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,13 @@ class Measured:
     Attributes:
         name: Of the trace or analysis.
         data: The data set and split.
-        figures: What ``ExecutionTrace.summary`` returns.
-        trace: What they are of, where it is at hand.
+        figures: What ``ExecutionTrace.summary`` returns, and ``difference_to`` the network before
+            gating where both were traced over the same images.
     """
 
     name: str
     data: str
     figures: Mapping[str, Any]
-    trace: ExecutionTrace | None = None
 
     @property
     def decides(self) -> bool:
@@ -93,12 +94,26 @@ def measured_networks(
         >>> network.decides, network.figures["top1"]
         (True, 75.0)
     """
-    found = [Measured(name, t.source, t.summary(), t) for name, t in traces.items()]
+    found = [
+        Measured(name, trace.source, trace.summary() | _beside(trace, traces))
+        for name, trace in traces.items()
+    ]
     return found + [
         Measured(name, tables.found["data"], tables.found)
         for name, tables in analyses.items()
         if not any(tables.is_of(trace) for trace in traces.values() if trace.gates)
     ]
+
+
+def _beside(trace: ExecutionTrace, traces: Mapping[str, ExecutionTrace]) -> dict[str, float]:
+    """Return by how much top-1 is above that of the network before gating, paired by image."""
+    for other in traces.values():
+        if trace.gates and not other.gates:
+            try:
+                return difference_to(other, [trace])
+            except UserError:  # over other images
+                continue
+    return {}
 
 
 def headlines(results: Results, networks: Sequence[Measured]) -> list[Headline]:
@@ -116,7 +131,6 @@ class _Reading:
     dense: Mapping[str, Any] | None = None
     reference: str = "dense"
     data: str = ""
-    difference: str = ""
 
     def worth(self) -> int:
         """Prefer both networks, then the gated one; of as good ones the first."""
@@ -128,22 +142,10 @@ def _of_networks(networks: Sequence[Measured]) -> Iterator[_Reading]:
         same = [n for n in networks if n.is_reference and n.data == gated.data]
         for dense in same:
             reference = "open gates" if dense.figures["gates"] else "dense"
-            told = _difference(gated, dense)
-            yield _Reading(gated.figures, dense.figures, reference, gated.data, told)
+            yield _Reading(gated.figures, dense.figures, reference, gated.data)
         yield _Reading(gated.figures, data=gated.data)
     for dense in (network for network in networks if network.is_reference):
         yield _Reading(None, dense.figures, data=dense.data)
-
-
-def _difference(gated: Measured, dense: Measured) -> str:
-    if gated.trace is None or dense.trace is None:
-        return ""
-    try:
-        found = difference_to(dense.trace, [gated.trace])
-    except UserError:  # over other images of that name
-        return ""
-    points, error = found["difference"], found["difference_stderr"]
-    return f"{points:+.1f} ± {error:.1f} points, paired image by image"
 
 
 def _of_attacks(results: Results) -> Iterator[_Reading]:
@@ -168,7 +170,11 @@ def _of_runs(results: Results) -> Iterator[_Reading]:
 
 def _accuracy(reading: _Reading) -> Headline:
     sides = _right(GATED, reading.gated), _right(reading.reference, reading.dense)
-    return Headline("Accuracy, top-1", sides, _joined(reading.difference, reading.data))
+    gated, paired = reading.gated or {}, ""
+    if reading.dense and "difference" in gated:
+        points, error = gated["difference"], gated["difference_stderr"]
+        paired = f"{points:+.1f} ± {error:.1f} points, paired image by image"
+    return Headline("Accuracy, top-1", sides, _joined(paired, reading.data))
 
 
 def _compute(reading: _Reading) -> Headline:
@@ -198,7 +204,7 @@ def _seconds(results: Results) -> Headline:
             for kind, key in ((GATED, "gated"), ("dense", "dense"))
         )
         about = f"{row['speedup']:.2f} times as fast; engine {row['engine']}, {row['device']}, "
-        about += f"threads: {row['threads']}; in turns, one of {len(rows)} settings of {name}"
+        about += f"threads: {row['threads']}; in turns; settings measured in {name}: {len(rows)}"
         return Headline(title, (sides[0], sides[1]), about)
     return Headline(title, (Side(GATED), Side("dense")), "aigtool bench measures seconds")
 
@@ -206,16 +212,19 @@ def _seconds(results: Results) -> Headline:
 def _robustness(results: Results) -> Headline:
     for attack in results.attacks.values():
         rows = attack.rows[attack.rows["defense"] == "none"]
-        epsilon = rows["epsilon"].max()
-        chosen = {row["network"]: row for row in records(rows[rows["epsilon"] == epsilon])}
+        epsilon = EPSILON if _near(rows, EPSILON).any() else rows["epsilon"].max()
+        chosen = {row["network"]: row for row in records(rows[_near(rows, epsilon)])}
         other = next((name for name in chosen if name != GATED), "dense")
         title = f"Accuracy under FGSM, {255 * epsilon:g}/255"
         sides = tuple(_right(str(name), chosen.get(name)) for name in (GATED, other))
-        defended = attack.rows[
-            (attack.rows["defense"] != "none") & (attack.rows["epsilon"] == epsilon)
-        ]
+        behind = attack.rows[attack.rows["defense"] != "none"]
+        defended = behind[_near(behind, epsilon)]
         return Headline(title, (sides[0], sides[1]), _joined(_behind(defended), attack.data))
     return Headline("Accuracy under FGSM", (Side(GATED), Side("dense")), "aigtool attack does that")
+
+
+def _near(rows: pd.DataFrame, epsilon: float) -> "pd.Series[bool]":
+    return (rows["epsilon"] - epsilon).abs() < 1e-9
 
 
 def _right(name: str, figures: Mapping[str, Any] | None) -> Side:

@@ -147,6 +147,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+_KINDS = ("adaptive", "always_on", "always_off")
 _COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "right": lambda row: counted(row["correct"], row["images"]),
     "top-1": lambda row: percent(row["top1"], row["top1_stderr"]),
@@ -157,14 +158,18 @@ _COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
         if is_known(row.get("difference"))
         else "-"
     ),
-    "blocks executed": lambda row: share(row.get("execution_rate")),
+    "blocks executed": lambda row: share(row["execution_rate"]) if _has_gates(row) else "-",
     "GFLOPs": lambda row: number(row["gflops_executed"]),
     "of dense": lambda row: share(row["flops_fraction"]),
-    "gates adaptive/on/off": lambda row: "/".join(
-        number(row.get(f"{kind}_gates"), "g") for kind in ("adaptive", "always_on", "always_off")
+    "gates adaptive/on/off": lambda row: (
+        "/".join(f"{row[f'{kind}_gates']:g}" for kind in _KINDS) if _has_gates(row) else "-"
     ),
 }
 _HEAD = ["network", "data", *_COLUMNS]
+
+
+def _has_gates(row: Mapping[str, Any]) -> bool:
+    return is_known(row.get("execution_rate"))
 
 
 def _measured(networks: Sequence[Measured]) -> list[list[str]]:

@@ -130,7 +130,7 @@ def read_pictures(data: str, files: Sequence[str]) -> list[str]:
         UserError: One is no longer there, or the data set is neither a folder nor ``digits``.
 
     Example:
-        >>> read_pictures("digits val", ["digits/00006"])[0][:30]
+        >>> read_pictures("digits val", ["digits/00005"])[0][:30]
         'data:image/webp;base64,UklGR...'
     """
     read = _reader(data)

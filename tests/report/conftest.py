@@ -19,8 +19,8 @@ ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollba
 class Browser:
     """Opens pages from disk, and tells what they asked for and complained about."""
 
-    def __init__(self, driver: Any) -> None:
-        self.driver = driver
+    def __init__(self, webdriver: Any, driver: Any) -> None:
+        self.webdriver, self.driver = webdriver, driver
 
     def open(self, page: Path, width: int = 1280, scheme: str = "light", media: str = "") -> None:
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
@@ -38,9 +38,7 @@ class Browser:
 
     def mouse(self) -> Any:
         """Return a mouse that is told where to move."""
-        from selenium.webdriver import ActionChains
-
-        return ActionChains(self.driver)
+        return self.webdriver.ActionChains(self.driver)
 
     def find(self, selector: str) -> Any:
         return self.driver.find_element("css selector", selector)
@@ -78,7 +76,7 @@ def browser() -> Iterator[Browser]:
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(server))
-    yield Browser(driver)
+    yield Browser(webdriver, driver)
     driver.quit()
 
 

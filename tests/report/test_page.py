@@ -1,5 +1,6 @@
 import shutil
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,8 @@ def test_pictures_are_embedded_and_said_to_be_gone_where_they_are(
     if images == "gone":
         (folder / "val" / "3.png").unlink()
     shown = album(tables_of(trace))
-    pictures = [s.picture for kinds in shown.classes.values() for s in sum(kinds.values(), [])]
+    kinds = chain.from_iterable(kinds.values() for kinds in shown.classes.values())
+    pictures = [image.picture for image in chain.from_iterable(kinds)]
     assert len(pictures) == 10
     if images == "there":
         assert all(str(picture).startswith("data:image/webp;base64,") for picture in pictures)

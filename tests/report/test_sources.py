@@ -51,7 +51,7 @@ def test_an_analysis_says_what_its_trace_does(tmp_path: Path) -> None:
     ("spoil", "told"),
     [
         (lambda folder: (folder / "empty").mkdir(), "nothing there that a page is made of"),
-        (lambda folder: None, "no such file or folder"),
+        (lambda _: None, "no such file or folder"),
         (lambda folder: _write(folder / "e.parquet", "text"), "is no whole execution trace"),
         (lambda folder: _write(folder / "notes.txt", "text"), "nothing there"),
         (lambda folder: _write(folder / "attack.json", '{"rows": ['), "is not whole"),

@@ -213,7 +213,7 @@ function draw(box) {
   Object.assign(layout, {
     margin: { l: 56, r: 12, t: 8, b: 44 },
     font: { size: 12, family: "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif" },
-    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal" },
     paper_bgcolor: "transparent",
     plot_bgcolor: "transparent",
     hovermode: "closest",
