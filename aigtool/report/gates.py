@@ -14,8 +14,6 @@ from aigtool.analysis.findings import findings
 from aigtool.analysis.rates import blocks_executed, class_table, gate_rates
 from aigtool.trace import ExecutionTrace
 
-_TEXT = dict.fromkeys(("class", "gate", "stage", "kind", "file", "prediction", "skipped"), str)
-
 
 @dataclass(frozen=True)
 class GateTables:
@@ -49,13 +47,22 @@ class GateTables:
         return self.found["data"] == trace.source and same.equals(class_table(trace)[keys])
 
 
-_FILES: dict[str, tuple[str, dict[str, type]]] = {
-    "classes": ("class_rates.csv", {"executed": int, "images": int}),
-    "gates": ("gate_rates.csv", {"executed": int, "images": int, "rate": float}),
-    "blocks": ("blocks_executed.csv", {"blocks": int, "right": int, "wrong": int}),
-    "confidence": ("costs_by_confidence.csv", {"blocks": float, "blocks_stderr": float}),
-    "extremes": ("extreme_images.csv", {"blocks": int, "confidence": float, "right": bool}),
+_FILES = {
+    "classes": ("class_rates.csv", "class gate", "executed images", ""),
+    "gates": ("gate_rates.csv", "gate kind", "executed images", "rate class_min class_max"),
+    "blocks": ("blocks_executed.csv", "", "blocks right wrong images", ""),
+    "confidence": ("costs_by_confidence.csv", "", "images", "low high top1 blocks blocks_stderr"),
+    "extremes": (
+        *("extreme_images.csv", "class kind file prediction skipped"),
+        *("blocks", "confidence gflops"),
+    ),
 }
+"""Each table's file and its columns of text, of counts and of numbers."""
+_FOUND = (
+    *("data", "images", "policy", "correct", "top1", "gates", "undecided_gates", "errors"),
+    *("found_groups", "gflops_executed", "flops_fraction", "execution_rate"),
+    *("adaptive_gates", "always_on_gates", "always_off_gates"),
+)
 _MADE: dict[str, Callable[[ExecutionTrace], pd.DataFrame]] = {
     "classes": class_table,
     "gates": gate_rates,
@@ -87,12 +94,21 @@ def read_tables(folder: Path) -> GateTables:
         True
     """
     found = json.loads((folder / "analysis.json").read_text())
-    tables = {name: _read(folder / file, types) for name, (file, types) in _FILES.items()}
+    if missing := [name for name in _FOUND if name not in found]:
+        raise ValueError(f"no {missing[0]}")
+    tables = {name: _read(folder / file, *columns) for name, (file, *columns) in _FILES.items()}
     if len(tables["classes"]) % len(tables["gates"]):
         raise ValueError(f"{_FILES['classes'][0]} is cut short")
-    return GateTables({"data": found["data"], "errors": found["errors"], **found}, **tables)
+    return GateTables(found, **tables)
 
 
-def _read(file: Path, types: dict[str, type]) -> pd.DataFrame:
+def _read(file: Path, texts: str, counts: str, numbers: str) -> pd.DataFrame:
     """Read a table in which names such as ``nan`` or ``0`` stay names."""
-    return pd.read_csv(file, dtype=_TEXT, keep_default_na=False).astype(types)
+    types = {
+        name: kind
+        for names, kind in ((texts, str), (counts, int), (numbers, float))
+        for name in names.split()
+    }
+    return pd.read_csv(file, dtype=dict.fromkeys(texts.split(), str), keep_default_na=False).astype(
+        types
+    )

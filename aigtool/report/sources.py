@@ -112,8 +112,8 @@ def find_results(paths: Sequence[str | Path]) -> Results:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> trace.save(folder / "test.parquet")
-        >>> list(find_results([folder]).traces)
-        ['test']
+        >>> find_results([folder]).traces.keys() == {f"{folder.name}/test"}
+        True
     """
     found = list(dict.fromkeys(file for path in paths for file in _files_in(Path(path))))
     root = Path(os.path.commonpath([file.absolute().parent for file in found]))
@@ -152,7 +152,7 @@ def _name(file: Path, root: Path) -> str:
     """Name what a file tells of: a trace by itself, all else by its folder."""
     path = file.absolute()
     path = path.with_suffix("") if path.suffix == TRACE else path.parent
-    return path.name if path == root else path.relative_to(root).as_posix()
+    return path.relative_to(root.parent).as_posix()
 
 
 def _whole(file: Path, command: str, read: Callable[[Path], Read]) -> Read:
@@ -168,19 +168,29 @@ def _whole(file: Path, command: str, read: Callable[[Path], Read]) -> Read:
         ) from error
 
 
+def _table(rows: pd.DataFrame, **types: type) -> pd.DataFrame:
+    """Return a table that has these columns, of these types, and a row at least."""
+    if rows.empty:
+        raise ValueError("no rows")
+    return rows.astype(types)
+
+
 def _read_run(results: Results, name: str, file: Path) -> None:
     settings = file.with_name("config.yaml")
+    numbers = dict.fromkeys(("train_loss", "train_top1", "val_loss", "val_top1"), float)
 
     def read(path: Path) -> Run:
-        metrics = pd.read_csv(path)
-        metrics[["epoch", "train_loss", "val_loss", "val_top1", "val_images", "best"]]
+        metrics = _table(pd.read_csv(path), epoch=int, val_images=int, best=bool, **numbers)
         return Run(metrics, read_settings(settings) if settings.is_file() else {})
 
     results.runs[name] = _whole(file, "finetune", read)
 
 
 def _read_trace(results: Results, name: str, file: Path) -> None:
-    results.traces[name] = load_trace(file)
+    trace = load_trace(file)
+    if trace.images.empty:
+        raise UserError(f"trace {file} is of no image: expected one at least")
+    results.traces[name] = trace
 
 
 def _read_analysis(results: Results, name: str, file: Path) -> None:
@@ -188,35 +198,46 @@ def _read_analysis(results: Results, name: str, file: Path) -> None:
 
 
 def _read_comparison(results: Results, name: str, file: Path) -> None:
+    numbers = dict.fromkeys(("top1", "top1_stderr", "gflops_executed", "flops_fraction"), float)
+
     def read(path: Path) -> pd.DataFrame:
         rows = pd.read_csv(path, dtype={"trace": str}, keep_default_na=False, na_values=[""])
-        return rows.astype({"top1": float, "correct": int, "images": int})
+        return _table(rows, trace=str, correct=int, images=int, **numbers)
 
     results.comparisons[name] = _whole(file, "analyze", read)
 
 
 def _read_attack(results: Results, name: str, file: Path) -> None:
+    numbers = dict.fromkeys(("epsilon", "top1", "gflops_executed", "quality"), float)
+
     def read(path: Path) -> Attack:
         told = json.loads(path.read_text())
         rows = pd.DataFrame(told["rows"])
-        rows = rows.astype({"epsilon": float, "correct": int, "images": int, "top1": float})
-        return Attack(str(told["data"]), rows)
+        texts = dict.fromkeys(("network", "defense"), str)
+        return Attack(str(told["data"]), _table(rows, correct=int, images=int, **numbers, **texts))
 
     results.attacks[name] = _whole(file, "attack", read)
 
 
 def _read_bench(results: Results, name: str, file: Path) -> None:
+    times = ("dense", "open", "closed", "gated", "gated_iqr", "ideal")
+    shares = ("efficiency", "speedup", "execution_rate", "gated_flops_fraction")
+    numbers = dict.fromkeys((*(f"{time}_ms" for time in times), *shares), float)
+    texts = dict.fromkeys(("engine", "device", "dtype"), str)
+
     def read(path: Path) -> pd.DataFrame:
-        return pd.read_csv(path).astype({"batch_size": int, "gated_ms": float, "dense_ms": float})
+        return _table(pd.read_csv(path), batch_size=int, threads=int, **numbers, **texts)
 
     results.benches[name] = _whole(file, "bench", read)
 
 
 def _read_sweep(results: Results, name: str, file: Path) -> None:
+    numbers = dict.fromkeys(("top1", "gflops_executed", "target", "correct", "images"), float)
+
     def read(path: Path) -> Sweep:
         told = json.loads(path.read_text())
-        numbers = {"top1": float, "gflops_executed": float, "target": float}
-        runs, targets = (pd.DataFrame(told[key]).astype(numbers) for key in ("runs", "targets"))
+        runs = _table(pd.DataFrame(told["runs"]), network=str, top1_stderr=float, **numbers)
+        targets = _table(pd.DataFrame(told["targets"]), unit=str, runs=int, **numbers)
         return Sweep(str(told["data"]), runs, targets)
 
     results.sweeps[name] = _whole(file, "sweep", read)

@@ -49,6 +49,11 @@ class Browser:
         found: list[str] = self.run(script, selector)
         return found
 
+    def shows(self, selector: str, text: str) -> bool:
+        """Wait until elements hold a text: the plotting library takes its time over hints."""
+        wait = self.webdriver.support.ui.WebDriverWait(self.driver, 10)
+        return bool(wait.until(lambda _: text in "".join(self.texts(selector))))
+
     def complaints(self) -> list[str]:
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
@@ -66,6 +71,7 @@ class Browser:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    pytest.importorskip("selenium.webdriver.support.ui")
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     server = shutil.which("chromedriver")
     if program is None or server is None:

@@ -1,3 +1,4 @@
+import json
 import shutil
 from dataclasses import replace
 from itertools import chain
@@ -114,7 +115,7 @@ def test_a_trace_that_was_analysed_is_shown_once(tmp_path: Path) -> None:
     write_comparison({"a": trace, SCRIPT: without_gates(trace)}, tmp_path / "both", formats=[])
     page = render(find_results([tmp_path]), "page", "command")
     assert page.count("<h2>Gates of") == 1
-    assert "compared in both" in page
+    assert f"compared in {tmp_path.name}/both" in page
     assert ESCAPED in page
 
 
@@ -156,6 +157,15 @@ def test_gates_that_are_all_shut_or_all_open(rate: int) -> None:
     trace = made_trace(3, 4, 5)
     trace = replace(trace, executed=np.full(trace.executed.shape, bool(rate)))
     assert "Gates of a" in render(Results(analyses={"a": tables_of(trace)}), "page", "")
+
+
+def test_classes_without_an_image_or_a_name() -> None:
+    trace = made_trace(3, 4, 5)
+    absent = replace(trace, classes=(*(trace.classes or ()), "absent"))
+    nameless = replace(trace, classes=None)
+    for shown, names in ((absent, trace.classes), (nameless, ("0", "1", "2"))):
+        page = render(Results(analyses={"a": tables_of(shown)}), "page", "")
+        assert f'"rows":{json.dumps(names, separators=(",", ":"))}' in page
 
 
 def test_nothing_is_left_of_a_page_that_failed(tmp_path: Path) -> None:

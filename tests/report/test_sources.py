@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,9 @@ from tests.report.made import made_trace, write_all, write_attack, write_run
 def test_everything_is_found_a_folder_below(tmp_path: Path) -> None:
     write_all(tmp_path)
     found = find_results([tmp_path])
-    assert [*found.runs, *found.attacks, *found.benches, *found.sweeps] == [
-        *("run", "attack", "bench", "sweep")
-    ]
-    assert list(found.traces) == ["traces/dense", "traces/gated"]
+    names = [*found.runs, *found.attacks, *found.benches, *found.sweeps, *found.traces]
+    own = ("run", "attack", "bench", "sweep", "traces/dense", "traces/gated")
+    assert names == [f"{tmp_path.name}/{name}" for name in own]
     assert len(found.files) == 6
     assert found.files[0].path == str(tmp_path / "attack" / "attack.json")
 
@@ -24,8 +24,9 @@ def test_a_folder_itself_and_a_file_alone(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     made_trace(2, 3, 4).save(tmp_path / "one.parquet")
     assert list(find_results([tmp_path / "run"]).runs) == ["run"]
-    assert list(find_results([tmp_path / "one.parquet"]).traces) == ["one"]
-    assert list(find_results([tmp_path, tmp_path / "one.parquet"]).traces) == ["one"]
+    one = [f"{tmp_path.name}/one"]
+    assert list(find_results([tmp_path / "one.parquet"]).traces) == one
+    assert list(find_results([tmp_path, tmp_path / "one.parquet"]).traces) == one
 
 
 def test_only_gates_that_were_trained_to_tell_classes_do(tmp_path: Path) -> None:
@@ -33,9 +34,8 @@ def test_only_gates_that_were_trained_to_tell_classes_do(tmp_path: Path) -> None
     write_run(tmp_path / "image", information_about="image")
     write_run(tmp_path / "dense", gates=0)
     runs = find_results([tmp_path]).runs
-    assert {name: run.tells_classes for name, run in runs.items()} == {
-        **{"class": True, "image": False, "dense": False}
-    }
+    told = {Path(name).name: run.tells_classes for name, run in runs.items()}
+    assert told == {"class": True, "image": False, "dense": False}
 
 
 def test_an_analysis_says_what_its_trace_does(tmp_path: Path) -> None:
@@ -58,6 +58,7 @@ def test_an_analysis_says_what_its_trace_does(tmp_path: Path) -> None:
         (lambda folder: _write(folder / "attack.json", '{"data": "x"}'), "is not whole"),
         (lambda folder: _write(folder / "sweep.json", "[]"), "is not whole"),
         (lambda folder: _write(folder / "bench.csv", "a,b\n1,2\n"), "is not whole"),
+        (lambda folder: _write(folder / "bench.csv", "engine,device\n"), "no rows"),
         (lambda folder: _write(folder / "metrics.csv", "epoch\n1\n"), "is not whole"),
         (lambda folder: _write(folder / "metrics.csv", ""), "is not whole"),
         (lambda folder: _write(folder / "comparison.csv", "trace\na\n"), "is not whole"),
@@ -89,6 +90,14 @@ def test_a_trace_and_tables_that_are_cut_short_are_told(
     table.unlink()
     with pytest.raises(UserError, match="class_rates"):
         find_results([tmp_path / "analysis"])
+
+
+def test_a_trace_of_no_image_is_told(tmp_path: Path) -> None:
+    trace = made_trace(2, 3, 1)
+    none = {"executed": trace.executed[:0], "probability": trace.probability[:0]}
+    replace(trace, images=trace.images[:0], **none).save(tmp_path / "none.parquet")
+    with pytest.raises(UserError, match="of no image"):
+        find_results([tmp_path])
 
 
 def test_one_broken_thing_among_good_ones_is_told(tmp_path: Path) -> None:

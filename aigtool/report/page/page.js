@@ -208,7 +208,7 @@ document.querySelectorAll(".heatmap").forEach((box) => new Heatmap(box));
 const unescaped = (text) => new DOMParser().parseFromString(text, "text/html").documentElement.textContent;
 
 function draw(box) {
-  const plot = box.querySelector(".plot");
+  const [plot, spoken] = [box.querySelector(".plot"), box.querySelector("output")];
   const { data, layout } = spec(box);
   Object.assign(layout, {
     margin: { l: 56, r: 12, t: 8, b: 44 },
@@ -228,7 +228,7 @@ function draw(box) {
     series = Math.max(0, Math.min(series + down, data.length - 1));
     point = Math.max(0, Math.min(point + along, data[series].x.length - 1));
     Plotly.Fx.hover(plot, [{ curveNumber: series, pointNumber: point }]);
-    plot.ariaLabel = unescaped(data[series].hovertext[point]);
+    spoken.textContent = unescaped(data[series].hovertext[point]);
   });
 }
 
