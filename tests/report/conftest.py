@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Browser:
         self.driver.get_log("performance")
         self.driver.get_log("browser")
         self.driver.get(page.as_uri())
+        self.until(lambda: not self.texts(".plot:not(.js-plotly-plot)"))
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)
@@ -49,10 +50,9 @@ class Browser:
         found: list[str] = self.run(script, selector)
         return found
 
-    def shows(self, selector: str, text: str) -> bool:
-        """Wait until elements hold a text: the plotting library takes its time over hints."""
-        wait = self.webdriver.support.ui.WebDriverWait(self.driver, 10)
-        return bool(wait.until(lambda _: text in "".join(self.texts(selector))))
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what the plotting library does in its own time."""
+        self.webdriver.support.ui.WebDriverWait(self.driver, 60).until(lambda _: condition())
 
     def complaints(self) -> list[str]:
         return [entry["message"] for entry in self.driver.get_log("browser")]

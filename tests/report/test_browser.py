@@ -83,7 +83,7 @@ def test_a_name_in_a_chart_is_text(browser: Browser, tmp_path: Path) -> None:
     _press(browser, "\ue015", "\ue015")  # down, down: the third curve
     [label] = browser.texts(".chart output")
     assert label.startswith("<b>a&amp;b</b>, epsilon 0/255: 92.0 ± 2.7 %")
-    assert browser.shows(".hovertext", label)
+    browser.until(lambda: browser.texts(".hovertext") == [label])
 
 
 def test_headings_sort(browser: Browser, ten: Path) -> None:
@@ -150,7 +150,7 @@ def test_points_of_curves_tell_their_values(browser: Browser, whole: Path) -> No
     points = plot.find_elements("css selector", ".trace.scatter")[2]
     browser.mouse().move_to_element(points.find_elements("css selector", ".point")[1]).perform()
     said = "flops 0.6, mean of 1: 90.0 %, 90 of 100 right, 1.2 GFLOPs"
-    assert browser.shows("#sweeps .hovertext", said)
+    browser.until(lambda: browser.texts("#sweeps .hovertext") == [said])
     assert said in browser.texts("#sweeps .chart li")
 
 

@@ -232,4 +232,16 @@ function draw(box) {
   });
 }
 
-document.querySelectorAll(".chart").forEach(draw);
+// The library takes a second to start: the page opens first, then curve after curve is drawn.
+const waiting = [...document.querySelectorAll(".chart")];
+const drawNext = () => {
+  if (!waiting.length) return;
+  if (!window.Plotly) document.body.append(make("script", document.getElementById("plotly").textContent));
+  draw(waiting.shift());
+};
+const drawRest = () => {
+  drawNext();
+  if (waiting.length) setTimeout(drawRest);
+};
+addEventListener("load", () => setTimeout(drawRest));
+addEventListener("beforeprint", () => { while (waiting.length) drawNext(); });
