@@ -3,8 +3,8 @@
 What a user named is escaped here, since the library reads a little HTML in what it shows.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -50,7 +50,7 @@ class Chart:
         series: The curves.
         range_x: From where to where; by default what the points need.
         range_y: The same of ``y``.
-        axis: More of the axis along, as the library takes it.
+        categories: What ``x`` names, in its order, where it is not of numbers.
         from_zero: Whether ``y`` begins at zero.
 
     Example:
@@ -66,19 +66,23 @@ class Chart:
     series: Sequence[Series]
     range_x: tuple[float, float] | None = None
     range_y: tuple[float, float] | None = None
-    axis: Mapping[str, Any] = field(default_factory=dict)
+    categories: Sequence[str] = ()
     from_zero: bool = False
 
     def figure(self) -> dict[str, Any]:
         """Return what the library draws."""
         data = [_drawn(series, number) for number, series in enumerate(self.series)]
         zero = {"rangemode": "tozero"} if self.from_zero else {}
+        named_x: dict[str, Any] = {}
+        if self.categories:
+            order = [_safe(name) for name in self.categories]
+            named_x = {"type": "category", "categoryorder": "array", "categoryarray": order}
         named = sum(bool(series.name) for series in self.series)
         return {
             "data": data,
             "layout": {
                 "barmode": "stack",
-                "xaxis": _axis(self.x, self.range_x) | dict(self.axis),
+                "xaxis": _axis(self.x, self.range_x) | named_x,
                 "yaxis": _axis(self.y, self.range_y) | zero,
                 "showlegend": named > 1,
             },
@@ -90,13 +94,17 @@ def _axis(title: str, span: tuple[float, float] | None) -> dict[str, Any]:
     return {"title": {"text": title}, "zeroline": False, "automargin": True, **limits}
 
 
+def _safe(text: str) -> str:
+    return escape(text, quote=False)
+
+
 def _drawn(series: Series, number: int) -> dict[str, Any]:
     color = series.color or COLORS[number % len(COLORS)]
     drawn: dict[str, Any] = {
-        "name": escape(series.name, quote=False),
-        "x": [*series.x],
+        "name": _safe(series.name),
+        "x": [_safe(x) if isinstance(x, str) else x for x in series.x],
         "y": [*series.y],
-        "hovertext": [escape(text, quote=False) for text in series.said],
+        "hovertext": [_safe(text) for text in series.said],
         "hoverinfo": "text",
         "showlegend": bool(series.name),
         "marker": {"color": color},

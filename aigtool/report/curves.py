@@ -79,14 +79,13 @@ def gate_chart(tables: GateTables) -> Chart:
         if said:
             gates, rates = rows["gate"].tolist(), rows["rate"].tolist()
             series.append(Series(kind, gates, rates, said, kind="bars", color=color))
-    order = {"type": "category", "categoryorder": "array", "categoryarray": [*tables.gates["gate"]]}
     return Chart(
         "How often each gate executes its block",
         "",
         "execution rate",
         series,
         range_y=(0, 1.02),
-        axis=order,
+        categories=tables.gates["gate"].tolist(),
     )
 
 

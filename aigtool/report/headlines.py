@@ -83,6 +83,11 @@ class Measured:
         """Whether it stands for the network before gating."""
         return not self.figures["gates"] or self.figures["policy"] == "open"
 
+    def is_over(self, other: "Measured") -> bool:
+        """Whether it is over as many images of the same data."""
+        same = self.figures["images"] == other.figures["images"]
+        return same and self.data == other.data
+
 
 def measured_networks(
     traces: Mapping[str, ExecutionTrace], analyses: Mapping[str, GateTables]
@@ -139,8 +144,7 @@ class _Reading:
 
 def _of_networks(networks: Sequence[Measured]) -> Iterator[_Reading]:
     for gated in (network for network in networks if network.decides):
-        same = [n for n in networks if n.is_reference and n.data == gated.data]
-        for dense in same:
+        for dense in (n for n in networks if n.is_reference and n.is_over(gated)):
             reference = "open gates" if dense.figures["gates"] else "dense"
             yield _Reading(gated.figures, dense.figures, reference, gated.data)
         yield _Reading(gated.figures, data=gated.data)

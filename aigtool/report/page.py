@@ -112,7 +112,7 @@ def render(results: Results, title: str, command: str) -> str:
     )
 
 
-_ASSETS = Path(__file__).parent / "page"
+_ASSETS = Path(__file__).parent / "assets"
 
 
 def _asset(name: str) -> str:
