@@ -13,9 +13,12 @@ import yaml
 from aigtool.analysis.costs import cost_by_confidence, cost_of_errors
 from aigtool.analysis.extremes import extreme_images
 from aigtool.analysis.rates import blocks_executed, class_table, gate_rates
+from aigtool.budget import Budget
 from aigtool.flops import BlockFlops, NetworkFlops
 from aigtool.report.gates import GateTables
 from aigtool.trace import ExecutionTrace
+from aigtool.training import sweep
+from aigtool.training.sweep import Point, point_rows, target_rows
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -161,20 +164,14 @@ def write_bench(folder: Path) -> None:
 
 
 def write_sweep(folder: Path) -> None:
-    """Write what a sweep of two targets comes to, beside the dense network."""
-    folder.mkdir(parents=True)
-
-    def row(network: str, top1: float, gflops: float, **told: Any) -> dict[str, Any]:
-        figures = {"top1": top1, "top1_stderr": 3.0, "correct": top1, "images": 100}
-        blank = {"target": None, "unit": None, "seed": None}
-        return {"network": network, "gflops_executed": gflops, **blank, **figures, **told}
-
-    targets = [(0.4, 88.0, 0.8), (0.6, 90.0, 1.2)]
-    runs = [row("dense", 92.0, 2.0)]
-    runs += [row("gated", a, g, target=t, unit="flops", seed=0) for t, a, g in targets]
-    means = [row("gated", a, g, target=t, unit="flops", runs=1) for t, a, g in targets]
-    told = {"data": "made", "runs": runs, "targets": means}
-    (folder / "sweep.json").write_text(json.dumps(told))
+    """Write what a sweep of two targets comes to, 80 of 100 right, beside the dense network."""
+    traces = {
+        Point(Budget(share, "flops"), seed=0): made_trace(4, gates, 25)
+        for share, gates in ((0.4, 6), (0.6, 12))
+    }
+    dense = without_gates(made_trace(4, 6, 25))
+    runs = point_rows(traces, {"dense": dense}, "dense")
+    sweep.write_sweep(runs, target_rows(traces, dense), folder, "made, 100 images")
 
 
 def write_all(folder: Path) -> None:
