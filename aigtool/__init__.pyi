@@ -114,6 +114,7 @@ from .models.zoo import (
     list_networks as list_networks,
 )
 from .rehearsal import ResidualBlock as ResidualBlock
+from .report.page import write_report as write_report
 from .robustness.attacks import fgsm as fgsm
 from .robustness.defenses import jpeg as jpeg
 from .robustness.evaluation import Judged as Judged

@@ -13,6 +13,7 @@ PACKAGE = Path(aigtool.__file__).parent
 FLOORS = (
     ("__main__",),
     ("cli",),
+    ("report",),
     ("training",),
     ("analysis",),
     ("robustness",),

@@ -23,8 +23,8 @@ def extreme_images(trace: ExecutionTrace, per_class: int = 6) -> pd.DataFrame:
 
     Returns:
         A row an image: ``class``, ``kind`` (``fewest`` or ``most``), ``index`` and ``file`` (in the
-        data set), ``prediction``, ``right``, ``confidence``, ``blocks`` and ``gflops``; the most
-        extreme first.
+        data set), ``prediction``, ``right``, ``confidence``, ``blocks``, ``gflops`` and ``skipped``
+        (the gates that did not execute, by name with spaces between); the most extreme first.
 
     Example:
         >>> extreme_images(trace)[["class", "kind", "file", "blocks"]]
@@ -45,6 +45,7 @@ def extreme_images(trace: ExecutionTrace, per_class: int = 6) -> pd.DataFrame:
             rows += [{"class": name, "kind": kind, "row": row} for row in chosen.tolist()]
     frame = pd.DataFrame(rows)
     chosen = frame.pop("row").to_numpy()
+    gates = np.array(trace.gates)
     images = trace.images.iloc[chosen].reset_index(drop=True)
     predicted = class_names(trace, images["prediction"].tolist())
     return frame.assign(
@@ -55,6 +56,7 @@ def extreme_images(trace: ExecutionTrace, per_class: int = 6) -> pd.DataFrame:
         confidence=images["confidence"],
         blocks=blocks[chosen],
         gflops=trace.gflops[chosen],
+        skipped=[" ".join(gates[~executed]) for executed in trace.executed[chosen]],
     )
 
 

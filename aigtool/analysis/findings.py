@@ -78,3 +78,44 @@ def _given(trace: ExecutionTrace, groups: Mapping[str, Sequence[str]]) -> dict[s
 def _tested(test: GroupTest) -> dict[str, Any]:
     ratio = test.ratio if isfinite(test.ratio) else None  # of groups that do not differ within
     return {**asdict(test), "ratio": ratio}
+
+
+def tell_groups(tested: Mapping[str, Any]) -> str:
+    """Say how far groups part, and whether chance would part them as far.
+
+    Args:
+        tested: ``found_groups`` or ``given_groups`` of what ``findings`` returned.
+
+    Example:
+        >>> tell_groups({"ratio": 1.5, "p": 0.005, "least_p": 0.005, "labelings": 200})
+        '1.50 times as far from each other as within (p 0.005 of 200 labelings, the smallest that \
+they can give)'
+        >>> tell_groups({"reason": "too few classes"})
+        'too few classes'
+    """
+    if "reason" in tested:
+        return str(tested["reason"])
+    apart = "" if tested["ratio"] is None else f"{tested['ratio']:.2f} times "
+    chance = f"p {tested['p']:.3g} of {tested['labelings']} labelings"
+    if tested["p"] <= tested["least_p"]:
+        chance += ", the smallest that they can give"
+    return f"{apart}as far from each other as within ({chance})"
+
+
+def tell_errors(errors: Mapping[str, Any]) -> str:
+    """Say by how much wrong answers take more blocks; nothing where all are right, or all wrong.
+
+    Args:
+        errors: ``errors`` of what ``findings`` returned.
+
+    Example:
+        >>> tell_errors(findings(trace)["errors"])
+        '1, which take -0.33 ± 0.27 blocks; +0.00 ± 0.24 within classes'
+    """
+    if errors["difference"] is None:
+        return ""
+    within, stderr = errors["difference_within_classes"], errors["stderr_within_classes"]
+    return (
+        f"{errors['wrong']}, which take {errors['difference']:+.2f} ± {errors['stderr']:.2f} "
+        f"blocks; {within:+.2f} ± {stderr:.2f} within classes"
+    )

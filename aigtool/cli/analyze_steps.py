@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from aigtool.analysis.figures import write_analysis, write_comparison, write_figure
+from aigtool.analysis.findings import tell_errors, tell_groups
 from aigtool.analysis.groups import read_groups
 from aigtool.analysis.image_plots import inference_graph, thumbnail
 from aigtool.analysis.one_image import block_table
@@ -229,16 +230,8 @@ def _tell(found: dict[str, Any]) -> None:
         for name in ("found_groups", "given_groups")
         if name in found
     ]
-    errors = found["errors"]
-    if errors["difference"] is not None:
-        within, stderr = errors["difference_within_classes"], errors["stderr_within_classes"]
-        facts.append(
-            (
-                "wrong answers",
-                f"{errors['wrong']}, which take {errors['difference']:+.2f} ± "
-                f"{errors['stderr']:.2f} blocks; {within:+.2f} ± {stderr:.2f} within classes",
-            )
-        )
+    if told := tell_errors(found["errors"]):
+        facts.append(("wrong answers", told))
     print_facts("", facts)
 
 
@@ -247,9 +240,4 @@ def _groups(tested: dict[str, Any]) -> str:
         return str(tested["reason"])
     members = tested["members"]
     lists = members.values() if isinstance(members, dict) else members
-    listed = " | ".join(", ".join(names) for names in lists)
-    apart = "" if tested["ratio"] is None else f"{tested['ratio']:.2f} times "
-    chance = f"p {tested['p']:.3g} of {tested['labelings']} labelings"
-    if tested["p"] <= tested["least_p"]:
-        chance += ", the smallest that they can give"
-    return f"{listed}: {apart}as far from each other as within ({chance})"
+    return f"{' | '.join(', '.join(names) for names in lists)}: {tell_groups(tested)}"

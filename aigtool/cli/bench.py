@@ -181,21 +181,14 @@ def bench(
 
 
 def _report(rows: "Sequence[Row]", network: str, out: Path | None, *, json: bool) -> None:
-    import pandas as pd
+    from aigtool.inference.files import write_bench
 
-    from aigtool.inference.plots import bench_figure
-    from aigtool.output import replacing
-
-    if out is not None:
-        with replacing(out / "bench.csv") as temporary:
-            pd.DataFrame(map(asdict, rows)).to_csv(temporary, index=False)
-        with replacing(out / "bench.png") as temporary:
-            bench_figure(rows, network).savefig(temporary)
+    paths = [] if out is None else write_bench(rows, out, network)
     if json:
         print_json({"network": network, "rows": [asdict(row) for row in rows]})
     else:
         _show(rows, network)
-    wrote([] if out is None else [out / "bench.csv", out / "bench.png"])
+    wrote(paths)
 
 
 def _open(model: str, *, has_data: bool, seed: int) -> "Model":

@@ -23,10 +23,10 @@ def demo(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train, convert, fine-tune, measure, look into and attack a small ResNet on real digits.
+    """Train, convert, fine-tune, measure, look into, attack and time a ResNet on real digits.
 
-    The images are scikit-learn's 1,797 handwritten digits; nothing is downloaded. It takes about
-    two minutes on two cores.
+    All of it ends on one page, report.html. The images are scikit-learn's 1,797 handwritten
+    digits; nothing is downloaded. It takes about two minutes on two cores.
     """
     from aigtool.output import check_output
 
@@ -67,6 +67,7 @@ def demo(
             ],
         )
     wrote(files)
+    note(f"look at it: open {folder / 'report.html'} in a browser")
     note(f"all of it took {seconds:.0f} s. On your own images (a folder a class in train/, val/):")
     note("  aigtool convert resnet50 --pretrained --num-classes N --out model.safetensors")
     note("  aigtool finetune model.safetensors --data FOLDER --target-rate 0.6")

@@ -17,9 +17,12 @@ from aigtool.data.images import DIGITS, DataSource, open_images
 from aigtool.data.loading import eval_transform
 from aigtool.data.training import TrainingImages, open_training_images
 from aigtool.gates import Policy
+from aigtool.inference.benchmark import Setting, measure_all
+from aigtool.inference.files import write_bench
 from aigtool.models.description import Description, InputSpec
 from aigtool.models.files import Model, load_model, save_model
 from aigtool.models.zoo import create_network
+from aigtool.report.page import write_report
 from aigtool.robustness.evaluation import Judged, attack_accuracy
 from aigtool.robustness.files import write_attack
 from aigtool.training.config import FinetuneConfig
@@ -38,7 +41,7 @@ _RECIPE = FinetuneConfig(target_rate=0.65, epochs=10, aug_repeats=1)
 def run_demo(
     folder: Path, device: torch.device, seed: int
 ) -> tuple[dict[str, Any], list[Path], float]:
-    """Train, convert, fine-tune, measure, look into and attack a ResNet-20 on digits.
+    """Train, convert, fine-tune, measure, look into, attack and time a ResNet-20 on digits.
 
     Returns:
         The figures of the dense and of the gated network, the files written, the seconds taken.
@@ -72,6 +75,8 @@ def run_demo(
         name: collect(f"evaluating {name}", subject, test, policy, batch_size=128, workers=0)
         for name, (subject, policy) in subjects.items()
     }
+    for name, trace in traces.items():
+        trace.save(folder / "traces" / f"{name}.parquet")
 
     note("5. look into the gates")
     figures, _ = write_analysis(traces["gated"], folder / "analysis")
@@ -82,8 +87,18 @@ def run_demo(
         rows = attack_accuracy(judged, test, epsilons=(0, EPSILON / 2, EPSILON), progress=advance)
     curves = write_attack(rows, folder / "attack", f"digits test, {len(test)} images")
 
+    note("7. time both in turns, on one image")
+    settings = [Setting("skip", device, torch.float32, 1, torch.get_num_threads())]
+    timed = [*measure_all(gated, settings, images=test, patterns=32, rounds=3, seed=seed)]
+    times = write_bench(timed, folder / "bench", NETWORK)
+
+    note("8. put all on one page")
+    page = folder / "report.html"
+    write_report([folder], page)
+
     results = {name: trace.summary() | _attacked(rows, name) for name, trace in traces.items()}
-    return results, [folder / "run", *figures, *curves], time.monotonic() - start
+    files = [folder / "run", folder / "traces", *figures, *curves, *times, page]
+    return results, files, time.monotonic() - start
 
 
 def _train(

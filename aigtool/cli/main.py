@@ -23,6 +23,7 @@ from aigtool.cli.flops import flops
 from aigtool.cli.info import info
 from aigtool.cli.models import models
 from aigtool.cli.predict import predict
+from aigtool.cli.report import report
 from aigtool.cli.sweep import sweep
 from aigtool.errors import NonFiniteLossError, UserError
 from aigtool.version import __version__
@@ -39,7 +40,7 @@ app = typer.Typer(
 )
 for command in (
     *(models, convert, finetune, sweep, calibrate, evaluate),
-    *(flops, bench, export, predict, analyze, attack, info, demo),
+    *(flops, bench, export, predict, analyze, attack, report, info, demo),
 ):
     app.command()(command)
 

@@ -20,4 +20,5 @@ def test_the_demo_keeps_its_accuracy_at_its_budget(aigtool: Command, tmp_path: P
     assert dense["top1"] >= 98
     # Below this, of 99 %, the gated network has lost more than four points.
     assert gated["top1"] >= 95
+    assert (tmp_path / "demo" / "report.html").stat().st_size < 6e6
     assert gated["execution_rate"] == pytest.approx(0.65, abs=0.03)

@@ -378,6 +378,12 @@ CASES = {
     ),
     "run exists": ([*FINETUNE, "--out", "taken"], "--force"),
     "no gates": (["finetune", "dense.st", "--data", "images"], "has no gates"),
+    "report of nothing": (["report", "nothing"], "nothing there that a page is made of"),
+    "report of what is not there": (["report", "zzz"], "no such file or folder"),
+    "report of no trace": (["report", "e.parquet"], "no whole execution trace"),
+    "report of another file": (["report", "m.safetensors"], "nothing there that a page"),
+    "report over a file": (["report", "nothing", "--out", "taken/file"], "exists: choose another"),
+    "report of another kind": (["report", "nothing", "--out", "a.pdf"], "ends in .html"),
     "analyze without data": (["analyze", "m.safetensors"], "give --data"),
     "analyze image and data": ([*ANALYZE, "--image", "one/only/a.png"], "and the image alone"),
     "analyze image and trace": (

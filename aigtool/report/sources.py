@@ -1,0 +1,254 @@
+"""Finding what other commands wrote, and reading it."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from aigtool.errors import UserError
+from aigtool.report.gates import GateTables, read_tables
+from aigtool.trace import ExecutionTrace, load_trace
+from aigtool.training.config import read_settings
+
+TRACE = ".parquet"
+
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of finetune.
+
+    Attributes:
+        metrics: A row an epoch.
+        settings: What ``config.yaml`` says; empty where there is none.
+    """
+
+    metrics: pd.DataFrame
+    settings: dict[str, Any]
+
+    @property
+    def has_gates(self) -> bool:
+        """Whether what was trained has gates."""
+        return any(str(name).startswith("rate.") for name in self.metrics)
+
+    @property
+    def tells_classes(self) -> bool:
+        """Whether its gates were trained to tell classes apart."""
+        options = self.settings.get("options", {})
+        about_classes = options.get("information_about") == "class"
+        return self.has_gates and about_classes and bool(options.get("information"))
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What ``aigtool attack`` measured, and on which images."""
+
+    data: str
+    rows: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What ``aigtool sweep`` came to: a row a run, a row a target, and on which images."""
+
+    data: str
+    runs: pd.DataFrame
+    targets: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that was read: what it is, and when it was written."""
+
+    path: str
+    what: str
+    size: int
+    written: str
+
+
+@dataclass
+class Results:
+    """What was found, each thing by a short name.
+
+    Attributes:
+        runs: Run folders.
+        traces: Execution traces.
+        analyses: The tables of analyses.
+        comparisons: Rows of traces compared.
+        attacks: What attacks left.
+        benches: Rows of seconds.
+        sweeps: Sweeps.
+        files: What was read.
+    """
+
+    runs: dict[str, Run] = field(default_factory=dict)
+    traces: dict[str, ExecutionTrace] = field(default_factory=dict)
+    analyses: dict[str, GateTables] = field(default_factory=dict)
+    comparisons: dict[str, pd.DataFrame] = field(default_factory=dict)
+    attacks: dict[str, Attack] = field(default_factory=dict)
+    benches: dict[str, pd.DataFrame] = field(default_factory=dict)
+    sweeps: dict[str, Sweep] = field(default_factory=dict)
+    files: list[File] = field(default_factory=list)
+
+
+def find_results(paths: Sequence[str | Path]) -> Results:
+    """Read all that is found in folders, and in the folders in them.
+
+    Args:
+        paths: Folders that other commands wrote, or that hold such; traces; or single files of
+            those that tell a folder's kind.
+
+    Raises:
+        UserError: A path is missing or holds nothing that a page is made of, or a file is not what
+            its name says.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> trace.save(folder / "test.parquet")
+        >>> find_results([folder]).traces.keys() == {f"{folder.name}/test"}
+        True
+    """
+    found = list(dict.fromkeys(file for path in paths for file in _files_in(Path(path))))
+    root = Path(os.path.commonpath([file.absolute().parent for file in found]))
+    results = Results()
+    for file in found:
+        what, read = _KINDS[_kind(file)]
+        read(results, _name(file, root), file)
+        state = file.stat()
+        written = datetime.fromtimestamp(state.st_mtime, timezone.utc).strftime("%Y-%m-%d %H:%M")
+        results.files.append(File(str(file), what, state.st_size, written))
+    return results
+
+
+def _files_in(path: Path) -> Iterator[Path]:
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such file or folder; expected what finetune, analyze, attack, bench, "
+            "sweep or evaluate wrote"
+        )
+    folders = [path, *sorted(path.iterdir())] if path.is_dir() else []
+    files = [file for at in folders if at.is_dir() for file in sorted(at.iterdir())] or [path]
+    known = [file for file in files if file.is_file() and _kind(file) in _KINDS]
+    if not known:
+        raise UserError(
+            f"{path}: nothing there that a page is made of; expected a folder that finetune, "
+            "analyze, attack, bench or sweep wrote, a folder of such, or a trace (.parquet)"
+        )
+    yield from known
+
+
+def _kind(file: Path) -> str:
+    return TRACE if file.suffix == TRACE else file.name
+
+
+def _name(file: Path, root: Path) -> str:
+    """Name what a file tells of: a trace by itself, all else by its folder."""
+    path = file.absolute()
+    path = path.with_suffix("") if path.suffix == TRACE else path.parent
+    return path.relative_to(root.parent).as_posix()
+
+
+def _whole(file: Path, command: str, read: Callable[[Path], Read]) -> Read:
+    """Read a file of which more is expected than its name."""
+    try:
+        return read(file)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file} is not whole, or not what aigtool {command} writes ({error}): run that again, "
+            "or leave the folder out"
+        ) from error
+
+
+def _table(rows: pd.DataFrame, **types: type) -> pd.DataFrame:
+    """Return a table that has these columns, of these types, and a row at least."""
+    if rows.empty:
+        raise ValueError("no rows")
+    return rows.astype(types)
+
+
+def _read_run(results: Results, name: str, file: Path) -> None:
+    settings = file.with_name("config.yaml")
+    numbers = dict.fromkeys(("train_loss", "train_top1", "val_loss", "val_top1"), float)
+
+    def read(path: Path) -> Run:
+        metrics = _table(pd.read_csv(path), epoch=int, val_images=int, best=bool, **numbers)
+        return Run(metrics, read_settings(settings) if settings.is_file() else {})
+
+    results.runs[name] = _whole(file, "finetune", read)
+
+
+def _read_trace(results: Results, name: str, file: Path) -> None:
+    trace = load_trace(file)
+    if trace.images.empty:
+        raise UserError(f"trace {file} is of no image: expected one at least")
+    results.traces[name] = trace
+
+
+def _read_analysis(results: Results, name: str, file: Path) -> None:
+    results.analyses[name] = _whole(file, "analyze", lambda path: read_tables(path.parent))
+
+
+def _read_comparison(results: Results, name: str, file: Path) -> None:
+    numbers = dict.fromkeys(("top1", "top1_stderr", "gflops_executed", "flops_fraction"), float)
+
+    def read(path: Path) -> pd.DataFrame:
+        rows = pd.read_csv(path, dtype={"trace": str}, keep_default_na=False, na_values=[""])
+        return _table(rows, trace=str, correct=int, images=int, **numbers)
+
+    results.comparisons[name] = _whole(file, "analyze", read)
+
+
+def _read_attack(results: Results, name: str, file: Path) -> None:
+    numbers = dict.fromkeys(("epsilon", "top1", "gflops_executed", "quality"), float)
+
+    def read(path: Path) -> Attack:
+        told = json.loads(path.read_text())
+        rows = pd.DataFrame(told["rows"])
+        texts = dict.fromkeys(("network", "defense"), str)
+        return Attack(str(told["data"]), _table(rows, correct=int, images=int, **numbers, **texts))
+
+    results.attacks[name] = _whole(file, "attack", read)
+
+
+def _read_bench(results: Results, name: str, file: Path) -> None:
+    times = ("dense", "open", "closed", "gated", "gated_iqr", "ideal")
+    shares = ("efficiency", "speedup", "execution_rate", "gated_flops_fraction")
+    numbers = dict.fromkeys((*(f"{time}_ms" for time in times), *shares), float)
+    texts = dict.fromkeys(("engine", "device", "dtype"), str)
+
+    def read(path: Path) -> pd.DataFrame:
+        return _table(pd.read_csv(path), batch_size=int, threads=int, **numbers, **texts)
+
+    results.benches[name] = _whole(file, "bench", read)
+
+
+def _read_sweep(results: Results, name: str, file: Path) -> None:
+    numbers = dict.fromkeys(("top1", "gflops_executed", "target", "correct", "images"), float)
+
+    def read(path: Path) -> Sweep:
+        told = json.loads(path.read_text())
+        runs = _table(pd.DataFrame(told["runs"]), network=str, top1_stderr=float, **numbers)
+        targets = _table(pd.DataFrame(told["targets"]), unit=str, runs=int, **numbers)
+        return Sweep(str(told["data"]), runs, targets)
+
+    results.sweeps[name] = _whole(file, "sweep", read)
+
+
+_KINDS: dict[str, tuple[str, Callable[[Results, str, Path], None]]] = {
+    "metrics.csv": ("metrics of a run, and config.yaml beside it", _read_run),
+    TRACE: ("execution trace", _read_trace),
+    "analysis.json": ("findings of an analysis, and the tables beside it", _read_analysis),
+    "comparison.csv": ("traces compared", _read_comparison),
+    "attack.json": ("accuracy under attack", _read_attack),
+    "bench.csv": ("seconds", _read_bench),
+    "sweep.json": ("several budgets and seeds", _read_sweep),
+}

@@ -1,0 +1,178 @@
+import json
+import shutil
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aigtool.analysis.figures import write_analysis, write_comparison
+from aigtool.report.headlines import Headline, headlines, measured_networks
+from aigtool.report.page import render, write_report
+from aigtool.report.pictures import album, inference_graph
+from aigtool.report.sources import Results, find_results
+from tests.report.made import (
+    SCRIPT,
+    made_trace,
+    tables_of,
+    without_gates,
+    write_all,
+    write_attack,
+    write_bench,
+    write_run,
+)
+
+ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;"
+
+
+def headlines_of(results: Results) -> list[Headline]:
+    return headlines(results, measured_networks(results.traces, results.analyses))
+
+
+def test_headlines_stand_gated_beside_dense_with_what_they_rest_on(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    accuracy, compute, seconds, robustness = headlines_of(find_results([tmp_path]))
+    gated, dense = accuracy.sides
+    assert (gated.value, dense.value) == ("80.0 %", "100.0 %")
+    assert gated.detail == "± 6.3; 32 of 40 right; 95 % interval 65.2 to 89.5 %"
+    assert accuracy.about == "-20.0 ± 6.3 points, paired image by image; made"
+    assert compute.sides[1].value == "2"
+    assert float(compute.sides[0].value) < 2
+    assert [side.value for side in seconds.sides] == ["8", "10"]
+    assert "1.25 times as fast; engine skip" in seconds.about
+    assert [side.value for side in robustness.sides] == ["40.0 %", "30.0 %"]
+    assert robustness.title.endswith("8/255")
+    assert "behind JPEG: gated 38.0 %, dense 28.0 %" in robustness.about
+
+
+def test_what_was_not_measured_is_said_not_to_be() -> None:
+    nothing = headlines_of(Results())
+    assert [side.value for h in nothing for side in h.sides] == ["not measured"] * 8
+    trace = made_trace(3, 4, 5)
+    accuracy, compute, seconds, _ = headlines_of(Results(traces={"a": trace}))
+    assert accuracy.sides[0].value == "80.0 %"
+    assert accuracy.sides[1].value == seconds.sides[0].value == "not measured"
+    assert compute.sides[1].value == "2"  # counted with the gated network
+
+
+def test_traces_of_other_images_are_not_compared() -> None:
+    trace = made_trace(3, 4, 5)
+    others = replace(made_trace(3, 4, 5), source="others"), made_trace(3, 4, 6)
+    for other in map(without_gates, others):
+        [accuracy, *_] = headlines_of(Results(traces={"a": trace, "b": other}))
+        assert accuracy.sides[0].value == "80.0 %"
+        assert accuracy.sides[1].value == "not measured"
+
+
+def test_an_attack_and_a_run_have_headlines_too(tmp_path: Path) -> None:
+    write_attack(tmp_path / "attack", reference="open")
+    write_bench(tmp_path / "bench")
+    accuracy, compute, *_ = headlines_of(find_results([tmp_path]))
+    assert [(s.network, s.value) for s in accuracy.sides] == [
+        *(("gated", "90.0 %"), ("open", "92.0 %"))
+    ]
+    assert compute.sides[0].detail == "60.0 % of dense; 60.0 % of gated blocks executed"
+    write_run(tmp_path / "run")
+    accuracy, compute, *_ = headlines_of(find_results([tmp_path / "run"]))
+    assert accuracy.sides[0].value == "82.0 %"
+    assert accuracy.about == "run, epoch 2, validation images"
+    assert compute.sides[0].value == "not measured"
+    assert compute.sides[0].detail.startswith("65.0 % of dense")
+
+
+def test_the_page_escapes_what_users_named(tmp_path: Path) -> None:
+    write_all(tmp_path / SCRIPT.replace("/", "-"))
+    written = write_report([next(tmp_path.iterdir())], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert len(written) == 6
+    assert SCRIPT not in text
+    assert SCRIPT.replace("/", "-") not in text
+    assert ESCAPED in text
+    assert "\\u003cscript\\u003ealert(1)" in text
+    for path in written:
+        assert str(path).replace("<", "&lt;").replace(">", "&gt;") in text
+    assert "aigtool report " in text
+
+
+def test_findings_stand_beside_what_the_gates_were_trained_for(tmp_path: Path) -> None:
+    tables = tables_of(made_trace(3, 4, 5))
+    groups = {"ratio": 3.0, "p": 0.005, "least_p": 0.005, "labelings": 200}
+    tables.found["found_groups"] = {"members": [["class 0"], ["class 1", "class 2"]], **groups}
+    for kind, told in (("class", "trained to tell classes apart"), ("image", "were not trained")):
+        write_run(tmp_path / kind, information_about=kind)
+        results = find_results([tmp_path / kind])
+        results.analyses["look"] = tables
+        page = render(results, "page", "command")
+        assert page.count(told) == 2  # beside the groups and beside the wrong answers
+        assert "3.00 times as far" in page
+    assert "is not known here" in render(Results(analyses={"look": tables}), "page", "command")
+
+
+def test_a_trace_that_was_analysed_is_shown_once(tmp_path: Path) -> None:
+    trace = made_trace(3, 4, 5)
+    trace.save(tmp_path / "a.parquet")
+    write_analysis(trace, tmp_path / "analysis", formats=[])
+    write_comparison({"a": trace, SCRIPT: without_gates(trace)}, tmp_path / "both", formats=[])
+    page = render(find_results([tmp_path]), "page", "command")
+    assert page.count("<h2>Gates of") == 1
+    assert f"compared in {tmp_path.name}/both" in page
+    assert ESCAPED in page
+
+
+@pytest.mark.parametrize("images", ["there", "gone", "never"])
+def test_pictures_are_embedded_and_said_to_be_gone_where_they_are(
+    images: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "my images"
+    (folder / "val").mkdir(parents=True)
+    for number in range(10):
+        Image.new("RGB", (300, 200), (20 * number, 0, 0)).save(folder / "val" / f"{number}.png")
+    trace = made_trace(2, 4, 5, source="no/such val" if images == "never" else f"{folder} val")
+    trace.images["file"] = "val/" + trace.images["file"]
+    if images == "gone":
+        (folder / "val" / "3.png").unlink()
+    shown = album(tables_of(trace))
+    kinds = chain.from_iterable(kinds.values() for kinds in shown.classes.values())
+    pictures = [image.picture for image in chain.from_iterable(kinds)]
+    assert len(pictures) == 10
+    if images == "there":
+        assert all(str(picture).startswith("data:image/webp;base64,") for picture in pictures)
+        assert max(len(str(picture)) for picture in pictures) < 4000
+        assert not shown.gone
+        return
+    assert pictures == [None] * 10
+    assert ("3.png cannot be read" if images == "gone" else "no such folder here") in shown.gone
+    assert "No pictures: " in render(Results(analyses={"a": tables_of(trace)}), "page", "")
+
+
+def test_an_inference_graph_has_a_square_a_block() -> None:
+    gates = [f"layer{1 + n // 50}.{n}" for n in range(150)]
+    graph = inference_graph(gates, gates[::2])
+    assert (graph.width, graph.height) == (180, 90)  # rows of 18, 18 and 14 in each of 3 stages
+    assert graph.executed.count("M") == graph.skipped.count("M") == 75
+
+
+@pytest.mark.parametrize("rate", [0, 1])
+def test_gates_that_are_all_shut_or_all_open(rate: int) -> None:
+    trace = made_trace(3, 4, 5)
+    trace = replace(trace, executed=np.full(trace.executed.shape, bool(rate)))
+    assert "Gates of a" in render(Results(analyses={"a": tables_of(trace)}), "page", "")
+
+
+def test_classes_without_an_image_or_a_name() -> None:
+    trace = made_trace(3, 4, 5)
+    absent = replace(trace, classes=(*(trace.classes or ()), "absent"))
+    nameless = replace(trace, classes=None)
+    for shown, names in ((absent, trace.classes), (nameless, ("0", "1", "2"))):
+        page = render(Results(analyses={"a": tables_of(shown)}), "page", "")
+        assert f'"rows":{json.dumps(names, separators=(",", ":"))}' in page
+
+
+def test_nothing_is_left_of_a_page_that_failed(tmp_path: Path) -> None:
+    write_all(tmp_path / "all")
+    shutil.copy(tmp_path / "all" / "run" / "config.yaml", tmp_path / "all" / "e.parquet")
+    with pytest.raises(ValueError, match="no whole execution trace"):
+        write_report([tmp_path / "all"], tmp_path / "page.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["all"]
