@@ -133,8 +133,9 @@ class Gate(nn.Module):
 
     @property
     def is_fresh(self) -> bool:
-        """Whether it is as it was made: it lets most images through, and was not trained."""
-        return self.fc2.bias.tolist() == torch.tensor(OPEN_BIAS).tolist()
+        """Whether it lets most images through, as it was made to: it was not trained."""
+        as_made = self.fc2.bias.tolist() == torch.tensor(OPEN_BIAS).tolist()
+        return as_made and self.threshold.item() == 0
 
     @torch.no_grad()
     def absorb_threshold(self) -> None:

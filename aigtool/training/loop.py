@@ -83,15 +83,8 @@ def complete(config: FinetuneConfig, model: Model, teacher: Model | None) -> Fin
             "expected the network before gating, or hints 0"
         )
     gates = [gate for _, gate in named_gates(model.network)]
-    are_fresh = all(gate.is_fresh for gate in gates)
-    if config.gate_start == "pattern" and not are_fresh:
-        raise UserError(
-            "gate start pattern: the network's gates were trained already; expected new ones, as "
-            "convert makes them, or gate start given"
-        )
-    return config.completed(
-        can_distill, is_trained(model.network), can_hint, bool(gates) and are_fresh
-    )
+    are_fresh = bool(gates) and all(gate.is_fresh for gate in gates)
+    return config.completed(can_distill, is_trained(model.network), can_hint, are_fresh)
 
 
 def places_of(model: Model, teacher: Model | None) -> list[str]:
@@ -183,9 +176,7 @@ def finetune(
         metrics = _take_up(trainer, folder, folder.read_state(config, context), counts)
     else:
         if is_gated and config.gate_start == "pattern":
-            skipped = skip_least(model, val, flops, config.budget)
-            start_without(model.network, skipped)
-            on_start(skipped)
+            on_start(_start_at_pattern(model, val, flops, config.budget))
         folder.begin(config, context or {}, before if is_gated else None)
 
     def save(*, finished: bool = False) -> None:
@@ -213,6 +204,20 @@ def finetune(
     save_model(folder.best, done.network, done.description)
     save(finished=True)
     return FinetuneResult(done, epoch, metrics, budget)
+
+
+def _start_at_pattern(
+    model: Model, val: ImageSet, flops: NetworkFlops, budget: Budget
+) -> list[str]:
+    """Let gates begin by skipping the blocks that can best be done without; return these."""
+    if not all(gate.is_fresh for _, gate in named_gates(model.network)):
+        raise UserError(
+            "gate start pattern: the network's gates were trained, or given thresholds; expected "
+            "new ones, as convert makes them, or gate start given"
+        )
+    skipped = skip_least(model, val, flops, budget)
+    start_without(model.network, skipped)
+    return skipped
 
 
 def _take_up(

@@ -7,6 +7,7 @@ SPEC = InputSpec(size=(3, 32, 32), crop_pct=1.0)
 # Certainty's weight grows in a run, so that epochs' losses would not compare; nine clipped steps
 # would get nowhere.
 FAST = FinetuneConfig(
+    gate_start="given",
     aug_repeats=1,
     epochs=3,
     batch_size=8,

@@ -36,7 +36,7 @@ def test_norms_keep_their_statistics_or_learn_new_ones(
     for norm in own:
         norm.running_var.uniform_(0.5, 2)
     before = copy.deepcopy([*own, *gates])
-    config = FinetuneConfig(epochs=1, batch_size=8, norm_statistics=norms)
+    config = FinetuneConfig(epochs=1, batch_size=8, norm_statistics=norms, gate_start="given")
     finetune(model, train, val, config, out=tmp_path)
     for norm, was in zip([*own, *gates], before, strict=True):
         is_kept = norms != "batch" and norm not in gates
@@ -115,6 +115,7 @@ def test_the_loss_drives_the_rate_to_its_target(
     config = FinetuneConfig(
         target_rate=0.4,
         target=target,  # type: ignore[arg-type]
+        gate_start="given",
         epochs=10,
         batch_size=6,
         lr=0.0,

@@ -109,7 +109,7 @@ def test_gates_that_were_trained_do_not_start_anew(
 ) -> None:
     with torch.no_grad():
         dict(named_gates(model.network))["layer1.0"].fc2.bias.add_(0.1)
-    with pytest.raises(UserError, match="gates were trained already"):
+    with pytest.raises(UserError, match="gates were trained, or given thresholds"):
         finetune(model, train, val, replace(FAST, gate_start="pattern"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     finetune(model, train, val, replace(FAST, epochs=1), out=tmp_path / "run")

@@ -21,6 +21,7 @@ from aigtool.training.mixing import make_mixing
 from aigtool.training.optimization import make_optimizer, settle_gates
 
 PLAIN = FinetuneConfig(
+    gate_start="given",
     aug_repeats=1,
     epochs=1,
     batch_size=8,

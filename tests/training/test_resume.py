@@ -31,7 +31,7 @@ class StoppedError(Exception):
     ("stop", "options"),
     [
         (1, {}),
-        (4, {}),
+        (4, {"gate_start": "pattern"}),
         (6, {}),
         (3, {"opt": "adamw", "lr": 0.001}),
         (3, {"train": "gates", "norm_statistics": None}),
