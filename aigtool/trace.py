@@ -32,8 +32,8 @@ from aigtool.output import replacing
 _KEY = b"aigtool"
 _EXECUTED, _PROBABILITY = "executed.", "probability."
 
-GROUP = 2**16
-"""Images that are written at once, so that a trace of any length needs little memory for it."""
+GROUP = 2**14
+"""Images that are written at once, lest all columns of a long trace be in memory twice."""
 
 ADAPTIVE = (0.05, 0.95)
 """A gate is adaptive when its execution rate lies strictly between these."""
@@ -142,28 +142,30 @@ def writing_trace(path: str | Path) -> Iterator[Callable[[ExecutionTrace], None]
         path: Of the Parquet file.
 
     Yields:
-        Takes the next images' part of the trace.
+        Takes the next images' part of the trace; it wants one at least.
     """
     waiting: list[ExecutionTrace] = []
-    seconds = 0.0
+    count, seconds = 0, 0.0
     with replacing(path) as temporary, ExitStack() as stack:
         file: pq.ParquetWriter | None = None
 
         def write_waiting() -> ExecutionTrace:
-            nonlocal file
+            nonlocal file, count
             part = _joined(waiting)
             waiting.clear()
+            count = 0
             table = _table(part)
             file = file or stack.enter_context(pq.ParquetWriter(temporary, table.schema))
             file.write_table(table, GROUP)
             return part
 
         def write(part: ExecutionTrace) -> None:
-            nonlocal seconds
-            seconds += part.seconds
-            if sum(len(one.images) for one in waiting) >= GROUP:
+            nonlocal count, seconds
+            if count >= GROUP:
                 write_waiting()
             waiting.append(part)
+            count += len(part.images)
+            seconds += part.seconds
 
         yield write
         last = write_waiting()

@@ -66,7 +66,7 @@ def stepper(
         loss.backward()
         return loss.detach()
 
-    add_gradient = Captured(gradient) if images.is_cuda else gradient
+    add_gradient = Captured(gradient, images.device) if images.is_cuda else gradient
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=not images.is_cuda)

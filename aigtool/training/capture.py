@@ -16,28 +16,31 @@ class Captured:
 
     Many small layers take a GPU less time than Python takes to launch them one by one; a CUDA graph
     (Gray, "Getting Started with CUDA Graphs", 2019) is launched at once. Inputs of each shape have
-    a graph of their own; the first calls run as they are.
+    a graph of their own, all in one pool of memory; the first calls run as they are.
 
     Args:
         compute: From two tensors on a GPU it computes one. It asks the host for no value; what
             else it reads or writes stays where it lies in memory.
+        device: The GPU.
     """
 
-    def __init__(self, compute: Computation) -> None:
-        self.compute = compute
+    def __init__(self, compute: Computation, device: torch.device) -> None:
+        self.compute, self.device = compute, device
         self._calls: Counter[object] = Counter()
         self._graphs: dict[object, _Graph] = {}
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, first: Tensor, second: Tensor) -> Tensor:
         """Compute; the next call may write over the result."""
         key = first.shape, first.dtype, second.shape, second.dtype
         self._calls[key] += 1
-        if self._calls[key] <= WARM_UP:
-            return self._as_it_is(first, second)
-        if key not in self._graphs:
-            self._graphs[key] = _Graph(self.compute, first, second, self._stream)
-        return self._graphs[key](first, second)
+        with torch.cuda.device(self.device):
+            if self._calls[key] <= WARM_UP:
+                return self._as_it_is(first, second)
+            if key not in self._graphs:
+                self._graphs[key] = _Graph(self, first, second)
+            return self._graphs[key](first, second)
 
     def _as_it_is(self, first: Tensor, second: Tensor) -> Tensor:
         # On the stream that will record: what autograd sets up belongs to a stream.
@@ -50,14 +53,14 @@ class Captured:
 
 
 class _Graph:
-    def __init__(
-        self, compute: Computation, first: Tensor, second: Tensor, stream: torch.cuda.Stream
-    ) -> None:
+    def __init__(self, of: Captured, first: Tensor, second: Tensor) -> None:
         self._inputs = first.clone(), second.clone()
         self._graph = torch.cuda.CUDAGraph()
         # Other threads, such as the one that reads images, may go on with what they do.
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-            self._result = compute(*self._inputs)
+        with torch.cuda.graph(
+            self._graph, pool=of._pool, stream=of._stream, capture_error_mode="thread_local"
+        ):
+            self._result = of.compute(*self._inputs)
 
     def __call__(self, first: Tensor, second: Tensor) -> Tensor:
         for place, given in zip(self._inputs, (first, second), strict=True):

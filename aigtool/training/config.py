@@ -72,8 +72,8 @@ class FinetuneConfig:
             many training images 1 may do.
         gate_start: Where gates start: pattern is at the budget, most likely to skip the same blocks
             for all images, those without which the loss on validation images is least; given is
-            as they are. pattern where the network came trained with new gates, and is held to one
-            target.
+            as they are. pattern where the whole network is trained, came trained but for its gates,
+            and is held to one target.
         target_ramp: Share of the run over which the target falls to what is asked from 1; 0.15,
             but 0 where gates start at a pattern.
         rate_weight: Weight of the target-rate loss beside cross entropy.
@@ -212,7 +212,7 @@ such as 0.6
         can_distill: bool,
         is_trained: bool,
         can_hint: bool = True,
-        are_fresh: bool = True,
+        can_spare: bool = True,
     ) -> "FinetuneConfig":
         """Return these options with what holds where nothing is given.
 
@@ -220,7 +220,7 @@ such as 0.6
             can_distill: Whether there is a network to learn from.
             is_trained: Whether the network's batch norms have statistics to keep.
             can_hint: Whether the network to learn from has the same stages.
-            are_fresh: Whether it has gates, and they were not trained.
+            can_spare: Whether it has gates that were not trained, and a classifier that was.
 
         Example:
             >>> config = FinetuneConfig(batch_size=128)
@@ -238,7 +238,7 @@ such as 0.6
         hints = HINTS * (can_hint and distill > 0) if self.hints is None else self.hints
         settle = SETTLE if self.train == "all" else 1.0
         settle = settle if self.gate_settle is None else self.gate_settle
-        spares = is_trained and are_fresh and self.train == "all" and self.baseline == "none"
+        spares = is_trained and can_spare and self.train == "all" and self.baseline == "none"
         usual: GateStart = "pattern" if spares and not self.is_per_layer else "given"
         start = self.gate_start or usual
         ramp = RAMP * (start == "given") if self.target_ramp is None else self.target_ramp

@@ -84,7 +84,9 @@ def complete(config: FinetuneConfig, model: Model, teacher: Model | None) -> Fin
         )
     gates = [gate for _, gate in named_gates(model.network)]
     are_fresh = bool(gates) and all(gate.is_fresh for gate in gates)
-    return config.completed(can_distill, is_trained(model.network), can_hint, are_fresh)
+    # The loss of a new classifier tells nothing of blocks.
+    can_spare = are_fresh and not model.description.new_classifier
+    return config.completed(can_distill, is_trained(model.network), can_hint, can_spare)
 
 
 def places_of(model: Model, teacher: Model | None) -> list[str]:

@@ -18,6 +18,8 @@ from aigtool.models.files import Model
 
 MOST_IMAGES = 512
 """Whose loss is looked at."""
+ROUNDING = 1e-9
+"""Of shares that are summed: a budget of three blocks in five is three blocks."""
 
 
 def skip_least(model: Model, images: ImageSet, flops: NetworkFlops, budget: Budget) -> list[str]:
@@ -92,7 +94,7 @@ def take_away(
     gone: list[str] = []
     waiting = [(loss_without([name]), 0, name) for name in weights]
     heapq.heapify(waiting)
-    while sum(weights[name] for name in weights if name not in gone) > most:
+    while sum(weights[name] for name in weights if name not in gone) > most + ROUNDING:
         _, looked_at, name = heapq.heappop(waiting)
         if looked_at < len(gone):
             heapq.heappush(waiting, (loss_without([*gone, name]), len(gone), name))

@@ -230,7 +230,7 @@ class Trainer:
         start, end = config.gate_temperature, config.gate_temperature_end
         self.temperature.fill_(temperature_at(progress, start, end, config.noise_end))
         self.objective.advance(progress)
-        settled = progress >= (config.gate_settle or 1.0)
+        settled = bool(self.gates) and progress >= (config.gate_settle or 1.0)
         if settled != self.settled:
             self.settled = settled
             self.gradient = self._captured()
@@ -238,7 +238,7 @@ class Trainer:
             gate.norm.train(not settled)
 
     def _captured(self) -> Callable[[Tensor, Tensor], Tensor]:
-        return Captured(self._gradient) if self.on_cuda else self._gradient
+        return Captured(self._gradient, self.device) if self.on_cuda else self._gradient
 
     def _gradient(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """Add a minibatch's gradient, and return what the objective says, ``(len(_SUMS),)``."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from aigtool.conversion import convert, named_gates, recorded_decisions
 from aigtool.data.images import ImageSet
+from aigtool.gates import logistic_noise
 from aigtool.models.files import Model
 from aigtool.training.capture import WARM_UP, Captured
 from aigtool.training.config import FinetuneConfig
@@ -26,12 +27,22 @@ def test_it_launches_what_it_recorded() -> None:
         ran.append(x.shape)
         return x * y
 
-    compute = Captured(product)
+    compute = Captured(product, torch.device("cuda"))
     for number in range(WARM_UP + 4):
         for images in (3, 5):
             x = torch.full((images,), float(number), device="cuda")
             assert compute(x, x + 1).tolist() == [number * (number + 1)] * images
     assert len(ran) == 2 * (WARM_UP + 1)
+
+
+def test_each_launch_draws_noise_anew() -> None:
+    def noisy(x: Tensor, _: Tensor) -> Tensor:
+        return logistic_noise(x)
+
+    compute = Captured(noisy, torch.device("cuda"))
+    x = torch.zeros(100, device="cuda")
+    drawn = torch.stack([compute(x, x).clone() for _ in range(WARM_UP + 4)])
+    assert (drawn.diff(dim=0) != 0).all()
 
 
 def test_gradients_are_those_of_the_step(small_network: nn.Module) -> None:
@@ -50,7 +61,7 @@ def test_gradients_are_those_of_the_step(small_network: nn.Module) -> None:
 
         return add
 
-    captured, plain = Captured(adding(gated)), adding(other)
+    captured, plain = Captured(adding(gated), torch.device("cuda")), adding(other)
     for _ in range(WARM_UP + 4):
         images = torch.rand(4, 3, 16, 16, device="cuda")
         labels = torch.randint(3, (4,), device="cuda")

@@ -67,7 +67,7 @@ def test_noise_never_rises_and_ends_at_zero(first: float, second: float, hold: f
         ({"targets": "0.5,0.7"}, {}, "given", 0.15),
         ({"baseline": "stochastic-depth"}, {}, "given", 0.15),
         ({}, {"is_trained": False}, "given", 0.15),
-        ({}, {"are_fresh": False}, "given", 0.15),
+        ({}, {"can_spare": False}, "given", 0.15),
         ({"gate_start": "pattern"}, {"is_trained": False}, "pattern", 0.0),
     ],
 )

@@ -62,6 +62,12 @@ def test_the_first_is_the_block_without_which_the_loss_is_least(
     assert skipped[0] == min(names, key=lambda name: loss_without(model, val, [name]))
 
 
+@pytest.mark.parametrize(("blocks", "share", "left"), [(5, 0.6, 3), (50, 0.6, 30), (36, 0.5, 18)])
+def test_as_many_are_left_as_the_budget_is_for(blocks: int, share: float, left: int) -> None:
+    weights = {f"{number}": 1 / blocks for number in range(blocks)}
+    assert blocks - len(take_away(len, weights, share)) == left
+
+
 @given(
     st.lists(st.integers(0, 9), min_size=6, max_size=6),
     st.lists(st.integers(0, 3), min_size=36, max_size=36),
