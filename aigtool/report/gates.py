@@ -142,10 +142,8 @@ def _check_agreement(
 
 def _read(file: Path, texts: str, flags: str, counts: str, numbers: str) -> pd.DataFrame:
     """Read a table in which names such as ``nan`` or ``0`` stay names."""
-    read = {name: kind for names, kind in ((texts, str), (flags, bool)) for name in names.split()}
-    kept = {
-        name: kind for names, kind in ((counts, int), (numbers, float)) for name in names.split()
-    }
+    read = {**dict.fromkeys(texts.split(), str), **dict.fromkeys(flags.split(), bool)}
+    kept = {**dict.fromkeys(counts.split(), int), **dict.fromkeys(numbers.split(), float)}
     try:
         return pd.read_csv(file, dtype=read, keep_default_na=False).astype({**read, **kept})
     except (ValueError, KeyError) as error:

@@ -229,8 +229,8 @@ def _caution(runs: Mapping[str, Run]) -> str:
         )
     if told := [name for name, run in runs.items() if run.has_gates and run.settings]:
         return (
-            f"The gates of {', '.join(told)} were not trained to tell classes apart, as config.yaml "
-            "says."
+            f"The gates of {', '.join(told)} were not trained to tell classes apart, as "
+            "config.yaml says."
         )
     return (
         "Whether the gates were trained to tell classes apart (finetune's information_about: "

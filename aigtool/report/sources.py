@@ -119,7 +119,7 @@ def find_results(paths: Sequence[str | Path]) -> Results:
         True
     """
     given = (file for path in paths for file in _files_in(Path(path)))
-    found = [*{file.resolve(): Path(os.path.abspath(file)) for file in given}.values()]
+    found = list(dict.fromkeys(file.parent.resolve() / file.name for file in given))
     folders = {file.parent for file in found}
     root = Path(os.path.commonpath(folders))
     results = Results()
@@ -188,7 +188,7 @@ def _table(rows: pd.DataFrame, **types: type) -> pd.DataFrame:
         images, correct = table["images"], table["correct"]
         if not ((images > 0) & correct.between(0, images)).all():
             raise ValueError(
-                "expected one image or more in each row, as many of them right at most"
+                "expected images in each row, and no more of them right than there are"
             )
     return table
 
