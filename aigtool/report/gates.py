@@ -113,11 +113,10 @@ def _read_found(file: Path) -> dict[str, Any]:
     }
     if wrong := [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]:
         raise ValueError(f"{file.name} does not tell {wrong[0]}")
-    try:
+    try:  # To tell them is to ask for all that they need.
         tell_errors(found["errors"])
-        for groups in ("found_groups", "given_groups"):
-            if groups == "found_groups" or groups in found:
-                tell_groups(found[groups])
+        for groups in ("found_groups", *({"given_groups"} & found.keys())):
+            tell_groups(found[groups])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file.name} does not tell all of its findings: {error}") from error
     return found
