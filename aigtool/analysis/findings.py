@@ -87,19 +87,28 @@ def tell_groups(tested: Mapping[str, Any]) -> str:
         tested: ``found_groups`` or ``given_groups`` of what ``findings`` returned.
 
     Example:
-        >>> tell_groups({"ratio": 1.5, "p": 0.005, "least_p": 0.005, "labelings": 200})
-        '1.50 times as far from each other as within (p 0.005 of 200 labelings, the smallest that \
-they can give)'
+        >>> tested = {"between": 0.3, "within": 0.2, "ratio": 1.5, "p": 0.2}
+        >>> tested |= {"least_p": 0.005, "labelings": 200}
+        >>> tell_groups(tested)
+        '1.50 times as far from each other as within (p 0.2 of 200 labelings)'
+        >>> tell_groups(tested | {"within": 0.0, "ratio": None, "p": 0.005})
+        '0.30 apart, where 1 is the most, and alike within (p 0.005 of 200 labelings, the \
+smallest that they can give)'
         >>> tell_groups({"reason": "too few classes"})
         'too few classes'
     """
     if "reason" in tested:
         return str(tested["reason"])
-    apart = "" if tested["ratio"] is None else f"{tested['ratio']:.2f} times "
+    if tested["ratio"] is None:
+        apart = f"{tested['between']:.2f} apart, where 1 is the most, and alike within"
+    elif not tested["between"] and not tested["within"]:
+        return "not apart: all their classes execute the same"
+    else:
+        apart = f"{tested['ratio']:.2f} times as far from each other as within"
     chance = f"p {tested['p']:.3g} of {tested['labelings']} labelings"
     if tested["p"] <= tested["least_p"]:
         chance += ", the smallest that they can give"
-    return f"{apart}as far from each other as within ({chance})"
+    return f"{apart} ({chance})"
 
 
 def tell_errors(errors: Mapping[str, Any]) -> str:

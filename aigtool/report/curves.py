@@ -173,7 +173,7 @@ def sweep_chart(sweep: Sweep) -> Chart:
         spent += f"{number(row['gflops_executed'])} GFLOPs"
         if not row.get("target"):
             return f"{row['network']}: {spent}"
-        seed = f"mean of {row['runs']}" if "runs" in row else f"seed {row['seed']}"
+        seed = f"mean of {row['runs']}" if "runs" in row else f"seed {row['seed']:g}"
         return f"{row['unit']} {row['target']:g}, {seed}: {spent}"
 
     def series(name: str, table: pd.DataFrame, **style: Any) -> Series:

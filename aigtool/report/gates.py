@@ -1,7 +1,7 @@
 """The tables of what gates do: worked out from a trace, or as an analysis left them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pandas as pd
 
 from aigtool.analysis.costs import cost_by_confidence
 from aigtool.analysis.extremes import extreme_images
-from aigtool.analysis.findings import findings
+from aigtool.analysis.findings import findings, tell_errors, tell_groups
 from aigtool.analysis.rates import blocks_executed, class_table, gate_rates
 from aigtool.trace import ExecutionTrace
 
@@ -48,20 +48,25 @@ class GateTables:
 
 
 _FILES = {
-    "classes": ("class_rates.csv", "class gate", "executed images", ""),
-    "gates": ("gate_rates.csv", "gate kind", "executed images", "rate class_min class_max"),
-    "blocks": ("blocks_executed.csv", "", "blocks right wrong images", ""),
-    "confidence": ("costs_by_confidence.csv", "", "images", "low high top1 blocks blocks_stderr"),
+    "classes": ("class_rates.csv", "class gate", "", "executed images", ""),
+    "gates": (
+        *("gate_rates.csv", "gate kind", "downsamples last", "executed images"),
+        "rate class_min class_max",
+    ),
+    "blocks": ("blocks_executed.csv", "", "", "blocks right wrong images", ""),
+    "confidence": (
+        *("costs_by_confidence.csv", "", "", "images"),
+        "low high top1 blocks blocks_stderr",
+    ),
     "extremes": (
-        *("extreme_images.csv", "class kind file prediction skipped"),
-        *("blocks", "confidence gflops"),
+        *("extreme_images.csv", "class kind file prediction skipped", "right", "blocks"),
+        "confidence gflops",
     ),
 }
-"""Each table's file and its columns of text, of counts and of numbers."""
-_FOUND = (
-    *("data", "images", "policy", "correct", "top1", "gates", "undecided_gates", "errors"),
-    *("found_groups", "gflops_executed", "flops_fraction", "execution_rate"),
-    *("adaptive_gates", "always_on_gates", "always_off_gates"),
+"""Each table's file and its columns of text, of yes or no, of counts and of numbers."""
+_FIGURES = (
+    *("images", "correct", "top1", "top1_stderr", "gflops_dense", "gflops_executed"),
+    *("flops_fraction", "execution_rate", "adaptive_gates", "always_on_gates", "always_off_gates"),
 )
 _MADE: dict[str, Callable[[ExecutionTrace], pd.DataFrame]] = {
     "classes": class_table,
@@ -93,22 +98,52 @@ def read_tables(folder: Path) -> GateTables:
         >>> read_tables(folder).is_of(trace)
         True
     """
-    found = json.loads((folder / "analysis.json").read_text())
-    if missing := [name for name in _FOUND if name not in found]:
-        raise ValueError(f"no {missing[0]}")
+    found = _read_found(folder / "analysis.json")
     tables = {name: _read(folder / file, *columns) for name, (file, *columns) in _FILES.items()}
-    if len(tables["classes"]) % len(tables["gates"]):
-        raise ValueError(f"{_FILES['classes'][0]} is cut short")
+    _check_agreement(found, **tables)
     return GateTables(found, **tables)
 
 
-def _read(file: Path, texts: str, counts: str, numbers: str) -> pd.DataFrame:
-    """Read a table in which names such as ``nan`` or ``0`` stay names."""
-    types = {
-        name: kind
-        for names, kind in ((texts, str), (counts, int), (numbers, float))
-        for name in names.split()
+def _read_found(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text())
+    kinds: dict[str, Any] = {
+        **dict.fromkeys(_FIGURES, int | float),
+        **dict.fromkeys(("data", "policy"), str),
+        **dict.fromkeys(("gates", "undecided_gates"), list),
     }
-    return pd.read_csv(file, dtype=dict.fromkeys(texts.split(), str), keep_default_na=False).astype(
-        types
-    )
+    if wrong := [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]:
+        raise ValueError(f"{file.name} does not tell {wrong[0]}")
+    try:  # To tell them is to ask for all that they need.
+        tell_errors(found["errors"])
+        for groups in ("found_groups", *({"given_groups"} & found.keys())):
+            tell_groups(found[groups])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file.name} does not tell all of its findings: {error}") from error
+    return found
+
+
+def _check_agreement(
+    found: Mapping[str, Any], classes: pd.DataFrame, gates: pd.DataFrame, **others: pd.DataFrame
+) -> None:
+    """Refuse tables of other gates or images than the findings: one of them was cut short."""
+    names = [gate["name"] for gate in found["gates"]]
+    if not names or gates["gate"].tolist() != names:
+        raise ValueError(f"{_FILES['gates'][0]} has other gates than analysis.json")
+    if classes["gate"].tolist() != names * (len(classes) // len(names)):
+        raise ValueError(f"{_FILES['classes'][0]} has other gates than analysis.json")
+    images = {"classes": classes["images"][:: len(names)], "blocks": others["blocks"]["images"]}
+    for table, counts in images.items():
+        if counts.sum() != found["images"]:
+            raise ValueError(f"{_FILES[table][0]} has other images than analysis.json")
+    if empty := [_FILES[table][0] for table, rows in others.items() if rows.empty]:
+        raise ValueError(f"{empty[0]} has no rows")
+
+
+def _read(file: Path, texts: str, flags: str, counts: str, numbers: str) -> pd.DataFrame:
+    """Read a table in which names such as ``nan`` or ``0`` stay names."""
+    read = {**dict.fromkeys(texts.split(), str), **dict.fromkeys(flags.split(), bool)}
+    kept = {**dict.fromkeys(counts.split(), int), **dict.fromkeys(numbers.split(), float)}
+    try:
+        return pd.read_csv(file, dtype=read, keep_default_na=False).astype({**read, **kept})
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{file.name}: {error}") from error

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 from typing import Any
 
 import pandas as pd
 
 from aigtool.analysis.comparison import difference_to
-from aigtool.errors import UserError
 from aigtool.output import records
 from aigtool.report.gates import GateTables
 from aigtool.report.sources import Results
@@ -24,6 +24,8 @@ from aigtool.report.words import (
 from aigtool.trace import ExecutionTrace
 
 GATED = "gated"
+UNAWARE = "static"
+"""Attackers of a defended network that do not know of the defence."""
 EPSILON = 8 / 255
 """Robustness is told at this epsilon where it was measured, else at the largest."""
 
@@ -65,13 +67,14 @@ class Measured:
     Attributes:
         name: Of the trace or analysis.
         data: The data set and split.
-        figures: What ``ExecutionTrace.summary`` returns, and ``difference_to`` the network before
-            gating where both were traced over the same images.
+        figures: What ``ExecutionTrace.summary`` returns.
+        trace: That they are of, where it is at hand.
     """
 
     name: str
     data: str
     figures: Mapping[str, Any]
+    trace: ExecutionTrace | None = None
 
     @property
     def decides(self) -> bool:
@@ -83,10 +86,34 @@ class Measured:
         """Whether it stands for the network before gating."""
         return not self.figures["gates"] or self.figures["policy"] == "open"
 
-    def is_over(self, other: "Measured") -> bool:
-        """Whether it is over as many images of the same data."""
-        same = self.figures["images"] == other.figures["images"]
-        return same and self.data == other.data
+    @property
+    def kind(self) -> str:
+        """What a headline calls it."""
+        return GATED if self.decides else "open gates" if self.figures["gates"] else "dense"
+
+    def is_before(self, gated: "Measured") -> bool:
+        """Whether it stands for what another was before gating, over the same images."""
+        spent, whole = self.figures["gflops_executed"], gated.figures["gflops_dense"]
+        same_size = self is not gated and self.is_reference and isclose(spent, whole)
+        return same_size and self._is_over(gated)
+
+    def _is_over(self, other: "Measured") -> bool:
+        same = self.figures["images"] == other.figures["images"] and self.data == other.data
+        if self.trace is None or other.trace is None:
+            return same
+        keys = ["file", "label"]
+        return same and self.trace.images[keys].equals(other.trace.images[keys])
+
+    def beside(self, reference: "Measured") -> dict[str, Any]:
+        """Return by how much top-1 is above a reference's, paired by image where both are traced.
+
+        Returns:
+            What ``difference_to`` does, and the reference's name as ``difference_to``.
+        """
+        if self.trace is None or reference.trace is None:
+            return {}
+        difference = difference_to(reference.trace, [self.trace])
+        return {**difference, "difference_to": reference.name}
 
 
 def measured_networks(
@@ -99,10 +126,7 @@ def measured_networks(
         >>> network.decides, network.figures["top1"]
         (True, 75.0)
     """
-    found = [
-        Measured(name, trace.source, trace.summary() | _beside(trace, traces))
-        for name, trace in traces.items()
-    ]
+    found = [Measured(name, trace.source, trace.summary(), trace) for name, trace in traces.items()]
     return found + [
         Measured(name, tables.found["data"], tables.found)
         for name, tables in analyses.items()
@@ -110,15 +134,10 @@ def measured_networks(
     ]
 
 
-def _beside(trace: ExecutionTrace, traces: Mapping[str, ExecutionTrace]) -> dict[str, float]:
-    """Return by how much top-1 is above that of the network before gating, paired by image."""
-    for other in traces.values():
-        if trace.gates and not other.gates:
-            try:
-                return difference_to(other, [trace])
-            except UserError:  # over other images
-                continue
-    return {}
+def before_gating(gated: Measured, networks: Sequence[Measured]) -> Measured | None:
+    """Return what stands for a network before gating: one without gates rather than open ones."""
+    found = [network for network in networks if network.is_before(gated)]
+    return min(found, key=lambda network: bool(network.figures["gates"]), default=None)
 
 
 def headlines(results: Results, networks: Sequence[Measured]) -> list[Headline]:
@@ -135,7 +154,7 @@ class _Reading:
     gated: Mapping[str, Any] | None = None
     dense: Mapping[str, Any] | None = None
     reference: str = "dense"
-    data: str = ""
+    about: str = ""
 
     def worth(self) -> int:
         """Prefer both networks, then the gated one; of as good ones the first."""
@@ -144,23 +163,24 @@ class _Reading:
 
 def _of_networks(networks: Sequence[Measured]) -> Iterator[_Reading]:
     for gated in (network for network in networks if network.decides):
-        for dense in (n for n in networks if n.is_reference and n.is_over(gated)):
-            reference = "open gates" if dense.figures["gates"] else "dense"
-            yield _Reading(gated.figures, dense.figures, reference, gated.data)
-        yield _Reading(gated.figures, data=gated.data)
+        if dense := before_gating(gated, networks):
+            about = f"{gated.name} beside {dense.name}; {gated.data}"
+            figures = {**gated.figures, **gated.beside(dense)}
+            yield _Reading(figures, dense.figures, dense.kind, about)
+        yield _Reading(gated.figures, about=f"{gated.name}; {gated.data}")
     for dense in (network for network in networks if network.is_reference):
-        yield _Reading(None, dense.figures, data=dense.data)
+        yield _Reading(None, dense.figures, dense.kind, f"{dense.name}; {dense.data}")
 
 
 def _of_attacks(results: Results) -> Iterator[_Reading]:
-    for attack in results.attacks.values():
+    for title, attack in results.attacks.items():
         chosen = attack.rows[(attack.rows["epsilon"] == 0) & (attack.rows["defense"] == "none")]
         rows = {row["network"]: row for row in records(chosen)}
         gated, others = rows.pop(GATED, None), [*rows.items()]
         if gated and others:
             name, dense = others[0]
             gated |= {"gflops_dense": dense["gflops_executed"]}
-            yield _Reading(gated, dense, str(name), attack.data)
+            yield _Reading(gated, dense, str(name), f"{title}; {attack.data}")
 
 
 def _of_runs(results: Results) -> Iterator[_Reading]:
@@ -169,7 +189,7 @@ def _of_runs(results: Results) -> Iterator[_Reading]:
             [best] = records(run.metrics[run.metrics["best"]].tail(1))
             figures = {key.removeprefix("val_"): value for key, value in best.items()}
             about = f"{name}, epoch {best['epoch']}, validation images"
-            yield _Reading(figures, data=about)
+            yield _Reading(figures, about=about)
 
 
 def _accuracy(reading: _Reading) -> Headline:
@@ -178,7 +198,7 @@ def _accuracy(reading: _Reading) -> Headline:
     if reading.dense and "difference" in gated:
         points, error = gated["difference"], gated["difference_stderr"]
         paired = f"{points:+.1f} ± {error:.1f} points, paired image by image"
-    return Headline("Accuracy, top-1", sides, _joined(paired, reading.data))
+    return Headline("Accuracy, top-1", sides, _joined(paired, reading.about))
 
 
 def _compute(reading: _Reading) -> Headline:
@@ -193,7 +213,7 @@ def _compute(reading: _Reading) -> Headline:
         Side(GATED, number(gated.get("gflops_executed")), "; ".join(details)),
         Side(reading.reference if dense else "dense", number(whole), "all blocks" * bool(whole)),
     )
-    return Headline("GFLOPs an image", sides, _joined("multiply-accumulates", reading.data))
+    return Headline("GFLOPs an image", sides, _joined("multiply-accumulates", reading.about))
 
 
 def _seconds(results: Results) -> Headline:
@@ -207,7 +227,8 @@ def _seconds(results: Results) -> Headline:
             Side(kind, number(row[f"{key}_ms"] / size), f"of a batch of {size}")
             for kind, key in ((GATED, "gated"), ("dense", "dense"))
         )
-        about = f"{row['speedup']:.2f} times as fast; engine {row['engine']}, {row['device']}, "
+        about = f"{row['speedup']:.2f} times as fast at {share(row['execution_rate'])} of gated "
+        about += f"blocks executed; engine {row['engine']}, {row['device']}, {row['dtype']}, "
         about += f"threads: {row['threads']}; in turns; settings measured in {name}: {len(rows)}"
         return Headline(title, (sides[0], sides[1]), about)
     return Headline(title, (Side(GATED), Side("dense")), "aigtool bench measures seconds")
@@ -221,9 +242,9 @@ def _robustness(results: Results) -> Headline:
         other = next((name for name in chosen if name != GATED), "dense")
         title = f"Accuracy under FGSM, {255 * epsilon:g}/255"
         sides = tuple(_right(str(name), chosen.get(name)) for name in (GATED, other))
-        behind = attack.rows[attack.rows["defense"] != "none"]
-        defended = behind[_near(behind, epsilon)]
-        return Headline(title, (sides[0], sides[1]), _joined(_behind(defended), attack.data))
+        behind = attack.rows[attack.rows["attacker"] == UNAWARE]
+        told = _behind(behind[_near(behind, epsilon)])
+        return Headline(title, (sides[0], sides[1]), _joined(told, attack.data))
     return Headline("Accuracy under FGSM", (Side(GATED), Side("dense")), "aigtool attack does that")
 
 
@@ -241,8 +262,12 @@ def _right(name: str, figures: Mapping[str, Any] | None) -> Side:
 
 
 def _behind(rows: pd.DataFrame) -> str:
-    told = [f"{row['network']} {percent(row['top1'])}" for row in records(rows)]
-    return f"behind JPEG: {', '.join(told)}" if told else ""
+    told = [
+        f"quality {quality:g}, "
+        + ", ".join(f"{row['network']} {percent(row['top1'])}" for row in records(part))
+        for quality, part in rows.groupby("quality", sort=False)
+    ]
+    return f"behind JPEG, of which the attacker does not know: {'; '.join(told)}" if told else ""
 
 
 def _joined(*parts: str) -> str:

@@ -27,7 +27,7 @@ from aigtool.report.curves import (
     training_charts,
 )
 from aigtool.report.gates import GateTables, analyse
-from aigtool.report.headlines import Measured, headlines, measured_networks
+from aigtool.report.headlines import Measured, before_gating, headlines, measured_networks
 from aigtool.report.heatmaps import class_heatmap, training_heatmap
 from aigtool.report.pictures import album
 from aigtool.report.sources import Results, Run, find_results
@@ -79,10 +79,11 @@ def render(results: Results, title: str, command: str) -> str:
         command: What it was made by.
     """
     looks = dict(results.analyses)
-    for name, trace in results.traces.items():
-        if trace.gates and not any(t.is_of(trace) for t in results.analyses.values()):
-            looks[name] = analyse(trace)
     networks = measured_networks(results.traces, results.analyses)
+    for network in (network for network in networks if network.decides):
+        trace = network.trace
+        if trace and not any(tables.is_of(trace) for tables in results.analyses.values()):
+            looks[network.name] = analyse(trace)
     page = _environment().get_template("page.html")
     steps = np.linspace(0, 1, 21)
     return page.render(
@@ -154,7 +155,7 @@ _COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "95 % interval": lambda row: interval(row["correct"], row["images"]),
     "top-5": lambda row: percent(row.get("top5"), row.get("top5_stderr")),
     "paired difference, points": lambda row: (
-        f"{row['difference']:+.1f} ± {row['difference_stderr']:.1f}"
+        f"{row['difference']:+.1f} ± {row['difference_stderr']:.1f} to {row['difference_to']}"
         if is_known(row.get("difference"))
         else "-"
     ),
@@ -173,14 +174,19 @@ def _has_gates(row: Mapping[str, Any]) -> bool:
 
 
 def _measured(networks: Sequence[Measured]) -> list[list[str]]:
-    return [[n.name, n.data, *(show(n.figures) for show in _COLUMNS.values())] for n in networks]
+    rows = []
+    for network in networks:
+        dense = before_gating(network, networks) if network.figures["gates"] else None
+        row = {**network.figures, **(network.beside(dense) if dense else {})}
+        rows.append([network.name, network.data, *(show(row) for show in _COLUMNS.values())])
+    return rows
 
 
 def _compared(results: Results) -> list[list[str]]:
     return [
         [row["trace"], f"compared in {name}", *(show(row) for show in _COLUMNS.values())]
         for name, rows in results.comparisons.items()
-        for row in records(rows)
+        for row in records(rows.assign(difference_to=rows["trace"].iloc[0]))
     ]
 
 
@@ -221,11 +227,14 @@ def _caution(runs: Mapping[str, Run]) -> str:
             "information_about: class). That classes part, and what goes with it, was asked for; "
             "it is no discovery about the images."
         )
-    if any(run.has_gates for run in runs.values()):
-        return "The gates were not trained to tell classes apart, as config.yaml says."
+    if told := [name for name, run in runs.items() if run.has_gates and run.settings]:
+        return (
+            f"The gates of {', '.join(told)} were not trained to tell classes apart, as "
+            "config.yaml says."
+        )
     return (
         "Whether the gates were trained to tell classes apart (finetune's information_about: "
-        "class, its default) is not known here: no run folder was given."
+        "class, its default) is not known here: no run folder with its config.yaml was given."
     )
 
 

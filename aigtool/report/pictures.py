@@ -141,7 +141,7 @@ def _reader(data: str) -> Callable[[str], Image.Image]:
     name, _, split = data.rpartition(" ")
     folder = next((Path(part) for part in (data, name) if part and Path(part).is_dir()), None)
     if folder is not None:
-        return lambda file: read_image(str(folder / file))
+        return lambda file: read_image(str(_below(folder, file)))
     if name != DIGITS:
         raise UserError(f"data {data}: no such folder here, from which pictures could be read")
     images = open_images(DIGITS, split, to_tensor)
@@ -153,6 +153,14 @@ def _reader(data: str) -> Callable[[str], Image.Image]:
         return images.source.read(images.indices[places[file]])[0]
 
     return read
+
+
+def _below(folder: Path, file: str) -> Path:
+    """Return a file of a folder: what a foreign trace names beside it is no image of its data."""
+    path = Path(file)
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(f"data {folder} has no image {file}: expected a file in that folder")
+    return folder / path
 
 
 def _embedded(image: Image.Image) -> str:

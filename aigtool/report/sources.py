@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,12 +10,15 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
+from aigtool.analysis.comparison import DIFFERENCE, FIGURES
 from aigtool.errors import UserError
 from aigtool.report.gates import GateTables, read_tables
 from aigtool.trace import ExecutionTrace, load_trace
 from aigtool.training.config import read_settings
 
 TRACE = ".parquet"
+RATE = "rate."
+"""Begins the names of the columns of metrics that tell a gate's rate."""
 
 Read = TypeVar("Read")
 
@@ -35,7 +38,7 @@ class Run:
     @property
     def has_gates(self) -> bool:
         """Whether what was trained has gates."""
-        return any(str(name).startswith("rate.") for name in self.metrics)
+        return any(str(name).startswith(RATE) for name in self.metrics)
 
     @property
     def tells_classes(self) -> bool:
@@ -115,12 +118,15 @@ def find_results(paths: Sequence[str | Path]) -> Results:
         >>> find_results([folder]).traces.keys() == {f"{folder.name}/test"}
         True
     """
-    found = list(dict.fromkeys(file for path in paths for file in _files_in(Path(path))))
-    root = Path(os.path.commonpath([file.absolute().parent for file in found]))
+    given = (file for path in paths for file in _files_in(Path(path)))
+    found = list(dict.fromkeys(file.parent.resolve() / file.name for file in given))
+    folders = {file.parent for file in found}
+    root = Path(os.path.commonpath(folders))
     results = Results()
     for file in found:
         what, read = _KINDS[_kind(file)]
-        read(results, _name(file, root), file)
+        told = _told(file, folders).relative_to(root.parent)
+        read(results, told.as_posix(), file)
         state = file.stat()
         written = datetime.fromtimestamp(state.st_mtime, timezone.utc).strftime("%Y-%m-%d %H:%M")
         results.files.append(File(str(file), what, state.st_size, written))
@@ -148,11 +154,15 @@ def _kind(file: Path) -> str:
     return TRACE if file.suffix == TRACE else file.name
 
 
-def _name(file: Path, root: Path) -> str:
-    """Name what a file tells of: a trace by itself, all else by its folder."""
-    path = file.absolute()
-    path = path.with_suffix("") if path.suffix == TRACE else path.parent
-    return path.relative_to(root.parent).as_posix()
+def _told(file: Path, folders: Collection[Path]) -> Path:
+    """Return what a file tells of: a trace of itself, all else of its folder.
+
+    A trace beside a folder of its name keeps its suffix, by which the two are told apart.
+    """
+    if file.suffix != TRACE:
+        return file.parent
+    bare = file.with_suffix("")
+    return file if bare in folders else bare
 
 
 def _whole(file: Path, command: str, read: Callable[[Path], Read]) -> Read:
@@ -162,28 +172,48 @@ def _whole(file: Path, command: str, read: Callable[[Path], Read]) -> Read:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = " ".join(str(error).split())
         raise UserError(
-            f"{file} is not whole, or not what aigtool {command} writes ({error}): run that again, "
+            f"{file} is not whole, or not what aigtool {command} writes ({why}): run that again, "
             "or leave the folder out"
         ) from error
 
 
 def _table(rows: pd.DataFrame, **types: type) -> pd.DataFrame:
-    """Return a table that has these columns, of these types, and a row at least."""
+    """Return a table that has these columns, of these types, a row at least, and sound counts."""
     if rows.empty:
         raise ValueError("no rows")
-    return rows.astype(types)
+    table = rows.astype(types)
+    if "correct" in types:
+        images, correct = table["images"], table["correct"]
+        if not ((images > 0) & correct.between(0, images)).all():
+            raise ValueError(
+                "expected images in each row, and no more of them right than there are"
+            )
+    return table
 
 
 def _read_run(results: Results, name: str, file: Path) -> None:
-    settings = file.with_name("config.yaml")
+    config = file.with_name("config.yaml")
     numbers = dict.fromkeys(("train_loss", "train_top1", "val_loss", "val_top1"), float)
 
-    def read(path: Path) -> Run:
-        metrics = _table(pd.read_csv(path), epoch=int, val_images=int, best=bool, **numbers)
-        return Run(metrics, read_settings(settings) if settings.is_file() else {})
+    def read(path: Path) -> pd.DataFrame:
+        rows = pd.read_csv(path, dtype={"best": bool})
+        rates = [str(column) for column in rows if str(column).startswith(RATE)]
+        types = {**numbers, **dict.fromkeys(rates, float)}
+        metrics = _table(rows, epoch=int, val_images=int, best=bool, **types)
+        if metrics[rates].isna().any(axis=None):
+            raise ValueError("a rate is missing")
+        return metrics
 
-    results.runs[name] = _whole(file, "finetune", read)
+    metrics = _whole(file, "finetune", read)
+    settings = read_settings(config) if config.is_file() else {}
+    if not isinstance(settings.get("versions", {}), dict):
+        raise UserError(
+            f"{config}: versions is {settings['versions']!r}: expected a map, as aigtool finetune "
+            "writes it; delete the line, or leave the folder out"
+        )
+    results.runs[name] = Run(metrics, settings)
 
 
 def _read_trace(results: Results, name: str, file: Path) -> None:
@@ -194,11 +224,12 @@ def _read_trace(results: Results, name: str, file: Path) -> None:
 
 
 def _read_analysis(results: Results, name: str, file: Path) -> None:
-    results.analyses[name] = _whole(file, "analyze", lambda path: read_tables(path.parent))
+    results.analyses[name] = _whole(file.parent, "analyze", read_tables)
 
 
 def _read_comparison(results: Results, name: str, file: Path) -> None:
-    numbers = dict.fromkeys(("top1", "top1_stderr", "gflops_executed", "flops_fraction"), float)
+    figures = (*FIGURES, *DIFFERENCE)
+    numbers = {name: float for name in figures if name not in ("correct", "images")}
 
     def read(path: Path) -> pd.DataFrame:
         rows = pd.read_csv(path, dtype={"trace": str}, keep_default_na=False, na_values=[""])
@@ -213,7 +244,7 @@ def _read_attack(results: Results, name: str, file: Path) -> None:
     def read(path: Path) -> Attack:
         told = json.loads(path.read_text())
         rows = pd.DataFrame(told["rows"])
-        texts = dict.fromkeys(("network", "defense"), str)
+        texts = dict.fromkeys(("network", "defense", "attacker"), str)
         return Attack(str(told["data"]), _table(rows, correct=int, images=int, **numbers, **texts))
 
     results.attacks[name] = _whole(file, "attack", read)
@@ -226,7 +257,10 @@ def _read_bench(results: Results, name: str, file: Path) -> None:
     texts = dict.fromkeys(("engine", "device", "dtype"), str)
 
     def read(path: Path) -> pd.DataFrame:
-        return _table(pd.read_csv(path), batch_size=int, threads=int, **numbers, **texts)
+        rows = _table(pd.read_csv(path), batch_size=int, threads=int, **numbers, **texts)
+        if (rows["batch_size"] < 1).any():
+            raise ValueError("expected a batch_size of one or more in each row")
+        return rows
 
     results.benches[name] = _whole(file, "bench", read)
 
@@ -236,7 +270,8 @@ def _read_sweep(results: Results, name: str, file: Path) -> None:
 
     def read(path: Path) -> Sweep:
         told = json.loads(path.read_text())
-        runs = _table(pd.DataFrame(told["runs"]), network=str, top1_stderr=float, **numbers)
+        of_runs = {"network": str, "unit": str, "seed": float, "top1_stderr": float}
+        runs = _table(pd.DataFrame(told["runs"]), **of_runs, **numbers)
         targets = _table(pd.DataFrame(told["targets"]), unit=str, runs=int, **numbers)
         return Sweep(str(told["data"]), runs, targets)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aigtool.analysis.extremes import extreme_images
-from aigtool.analysis.findings import findings
+from aigtool.analysis.findings import findings, tell_groups
 from aigtool.errors import UserError
 from aigtool.trace import ExecutionTrace
 from tests.analysis.made import planted, traced
@@ -45,6 +45,13 @@ def test_groups_without_a_difference_within_have_no_ratio() -> None:
     found = findings(trace, {"a": ["class 0", "class 1"], "b": ["class 2", "class 3"]})
     assert found["given_groups"]["ratio"] is None
     assert found["given_groups"]["between"] == 1
+    told = tell_groups(found["given_groups"])
+    assert told.startswith("1.00 apart, where 1 is the most, and alike within (p ")
+    alike = make_trace(
+        executed[:1].repeat(16, axis=0), np.repeat([0, 1, 2, 3], 4), np.zeros(16, int), 4
+    )
+    found = findings(alike, {"a": ["class 0", "class 1"], "b": ["class 2", "class 3"]})
+    assert tell_groups(found["given_groups"]) == "not apart: all their classes execute the same"
 
 
 @given(traces(), st.integers(1, 4))

@@ -116,6 +116,7 @@ def attack_row(network: str, epsilon: float, correct: int, quality: int | None) 
         "epsilon": epsilon,
         "defense": "none" if quality is None else "jpeg",
         "quality": quality,
+        "attacker": None if quality is None else "static",
         "correct": correct,
         "top1": float(correct),
         "images": 100,
@@ -128,10 +129,10 @@ def write_attack(folder: Path, reference: str = "dense") -> None:
     """Write what an attack leaves, of 100 images."""
     folder.mkdir(parents=True)
     rows = [
-        attack_row(network, epsilon, correct - (0 if quality is None else 2), quality)
+        attack_row(network, epsilon, correct - lost, quality)
         for network, counts in (("gated", (90, 40)), (reference, (92, 30)))
         for epsilon, correct in zip((0.0, 8 / 255), counts, strict=True)
-        for quality in (None, 75)
+        for quality, lost in ((None, 0), (75, 2), (50, 3))
     ]
     (folder / "attack.json").write_text(json.dumps({"data": "made, 100 images", "rows": rows}))
 

@@ -81,7 +81,7 @@ def test_a_name_in_a_chart_is_text(browser: Browser, tmp_path: Path) -> None:
     browser.open(tmp_path / "page.html")
     assert "<b>a&amp;b</b>" in browser.texts(".legendtext")
     browser.find(".plot").click()
-    _press(browser, "\ue015", "\ue015")  # down, down: the third curve
+    _press(browser, *3 * ["\ue015"])  # down: the fourth curve
     [label] = browser.texts(".chart output")
     assert label.startswith("<b>a&amp;b</b>, epsilon 0/255: 92.0 ± 2.7 %")
     browser.until(lambda: browser.texts(".hovertext") == [label])

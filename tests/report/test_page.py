@@ -9,9 +9,12 @@ import pytest
 from PIL import Image
 
 from aigtool.analysis.figures import write_analysis, write_comparison
+from aigtool.errors import UserError
+from aigtool.flops import NetworkFlops
+from aigtool.report.curves import sweep_chart
 from aigtool.report.headlines import Headline, headlines, measured_networks
 from aigtool.report.page import render, write_report
-from aigtool.report.pictures import album, inference_graph
+from aigtool.report.pictures import album, inference_graph, read_pictures
 from aigtool.report.sources import Results, find_results
 from tests.report.made import (
     SCRIPT,
@@ -22,6 +25,7 @@ from tests.report.made import (
     write_attack,
     write_bench,
     write_run,
+    write_sweep,
 )
 
 ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;"
@@ -37,14 +41,19 @@ def test_headlines_stand_gated_beside_dense_with_what_they_rest_on(tmp_path: Pat
     gated, dense = accuracy.sides
     assert (gated.value, dense.value) == ("80.0 %", "100.0 %")
     assert gated.detail == "± 6.3; 32 of 40 right; 95 % interval 65.2 to 89.5 %"
-    assert accuracy.about == "-20.0 ± 6.3 points, paired image by image; made"
+    networks = f"{tmp_path.name}/traces/gated beside {tmp_path.name}/traces/dense; made"
+    assert accuracy.about == f"-20.0 ± 6.3 points, paired image by image; {networks}"
+    assert compute.about == f"multiply-accumulates; {networks}"
     assert compute.sides[1].value == "2"
     assert float(compute.sides[0].value) < 2
     assert [side.value for side in seconds.sides] == ["8", "10"]
-    assert "1.25 times as fast; engine skip" in seconds.about
+    served = "1.25 times as fast at 60.0 % of gated blocks executed; engine skip, cpu, float32, "
+    assert seconds.about.startswith(served)
     assert [side.value for side in robustness.sides] == ["40.0 %", "30.0 %"]
     assert robustness.title.endswith("8/255")
-    assert "behind JPEG: gated 38.0 %, dense 28.0 %" in robustness.about
+    behind = "behind JPEG, of which the attacker does not know: "
+    behind += "quality 75, gated 38.0 %, dense 28.0 %; quality 50, gated 37.0 %, dense 27.0 %; "
+    assert robustness.about.startswith(behind)
 
 
 def test_what_was_not_measured_is_said_not_to_be() -> None:
@@ -57,9 +66,43 @@ def test_what_was_not_measured_is_said_not_to_be() -> None:
     assert compute.sides[1].value == "2"  # counted with the gated network
 
 
+def test_a_difference_is_to_the_reference_beside_which_it_stands() -> None:
+    gated = made_trace(4, 6, 10)
+    everything = np.ones_like(gated.executed)
+    opened = replace(gated, policy="open", executed=everything)
+    traces = {"a-open": opened, "gated": gated, "z-dense": without_gates(gated)}
+    accuracy, *_ = headlines_of(Results(traces=traces))
+    assert [(s.network, s.value) for s in accuracy.sides] == [
+        *(("gated", "80.0 %"), ("dense", "100.0 %"))
+    ]
+    assert accuracy.about == (
+        "-20.0 ± 6.3 points, paired image by image; gated beside z-dense; made"
+    )
+    page = render(Results(traces=traces), "page", "command")
+    assert page.count("-20.0 ± 6.3 to z-dense") == 2  # of open gates and of gated
+    assert page.count("<h2>Gates of") == page.count("<h2>Gates of gated") == 1
+    del traces["z-dense"]
+    accuracy, *_ = headlines_of(Results(traces=traces))
+    assert (accuracy.sides[1].network, accuracy.sides[1].value) == ("open gates", "80.0 %")
+    assert accuracy.about.startswith("+0.0 ± 0.0 points")
+    [accuracy, *_] = headlines_of(Results(traces={"a-open": opened}))
+    assert [s.value for s in accuracy.sides] == ["not measured", "80.0 %"]
+    assert (accuracy.sides[1].network, accuracy.about) == ("open gates", "a-open; made")
+
+
+def test_a_network_of_another_size_is_not_the_one_before_gating() -> None:
+    gated = made_trace(4, 6, 10)
+    other = replace(without_gates(gated), flops=NetworkFlops(3.0, 1, ()))
+    accuracy, *_ = headlines_of(Results(traces={"gated": gated, "other": other}))
+    assert (accuracy.sides[1].value, accuracy.about) == ("not measured", "gated; made")
+    page = render(Results(traces={"gated": gated, "other": other}), "page", "command")
+    assert "to other" not in page
+
+
 def test_traces_of_other_images_are_not_compared() -> None:
     trace = made_trace(3, 4, 5)
-    others = replace(made_trace(3, 4, 5), source="others"), made_trace(3, 4, 6)
+    renamed = replace(trace, images=trace.images.assign(file="other.png"))
+    others = replace(made_trace(3, 4, 5), source="others"), made_trace(3, 4, 6), renamed
     for other in map(without_gates, others):
         [accuracy, *_] = headlines_of(Results(traces={"a": trace, "b": other}))
         assert accuracy.sides[0].value == "80.0 %"
@@ -98,7 +141,8 @@ def test_the_page_escapes_what_users_named(tmp_path: Path) -> None:
 
 def test_findings_stand_beside_what_the_gates_were_trained_for(tmp_path: Path) -> None:
     tables = tables_of(made_trace(3, 4, 5))
-    groups = {"ratio": 3.0, "p": 0.005, "least_p": 0.005, "labelings": 200}
+    groups = {"between": 0.3, "within": 0.1, "ratio": 3.0}
+    groups |= {"p": 0.005, "least_p": 0.005, "labelings": 200}
     tables.found["found_groups"] = {"members": [["class 0"], ["class 1", "class 2"]], **groups}
     for kind, told in (("class", "trained to tell classes apart"), ("image", "were not trained")):
         write_run(tmp_path / kind, information_about=kind)
@@ -107,7 +151,12 @@ def test_findings_stand_beside_what_the_gates_were_trained_for(tmp_path: Path) -
         page = render(results, "page", "command")
         assert page.count(told) == 2  # beside the groups and beside the wrong answers
         assert "3.00 times as far" in page
-    assert "is not known here" in render(Results(analyses={"look": tables}), "page", "command")
+        assert f"The gates of {kind} were" in page
+    (tmp_path / "image" / "config.yaml").unlink()
+    results = find_results([tmp_path / "image"])
+    results.analyses["look"] = tables
+    for unknown in (results, Results(analyses={"look": tables})):
+        assert "is not known here" in render(unknown, "page", "command")
 
 
 def test_a_trace_that_was_analysed_is_shown_once(tmp_path: Path) -> None:
@@ -118,6 +167,7 @@ def test_a_trace_that_was_analysed_is_shown_once(tmp_path: Path) -> None:
     page = render(find_results([tmp_path]), "page", "command")
     assert page.count("<h2>Gates of") == 1
     assert f"compared in {tmp_path.name}/both" in page
+    assert "+20.0 ± 10.3 to a<" in page
     assert ESCAPED in page
 
 
@@ -145,6 +195,21 @@ def test_pictures_are_embedded_and_said_to_be_gone_where_they_are(
     assert pictures == [None] * 10
     assert ("3.png cannot be read" if images == "gone" else "no such folder here") in shown.gone
     assert "No pictures: " in render(Results(analyses={"a": tables_of(trace)}), "page", "")
+
+
+@pytest.mark.parametrize("file", ["../secret.png", "{folder}/secret.png"])
+def test_no_picture_is_read_from_beside_its_folder(file: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    with pytest.raises(UserError, match="expected a file in that folder"):
+        read_pictures(f"{tmp_path / 'data'} val", [file.format(folder=tmp_path)])
+
+
+def test_a_sweep_tells_its_seeds(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "sweep")
+    [sweep] = find_results([tmp_path]).sweeps.values()
+    said = [text for series in sweep_chart(sweep).series for text in series.said]
+    assert sum("seed 0:" in text for text in said) == 2
 
 
 def test_an_inference_graph_has_a_square_a_block() -> None:
