@@ -37,7 +37,7 @@ demo: $(VENV)/.installed
 	$(BIN)/aigtool demo --out demo --force
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

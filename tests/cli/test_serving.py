@@ -71,7 +71,7 @@ def test_predict_takes_a_list_and_tells_what_it_could_not_read(
     assert (code, rows) == (2, [])
 
 
-@pytest.mark.parametrize("unbuffered", [["-u"], []])
+@pytest.mark.parametrize("unbuffered", [["-u"], pytest.param([], marks=pytest.mark.slow)])
 def test_whoever_reads_may_have_had_enough(model: Path, unbuffered: list[str]) -> None:
     """As ``| head`` has, while a command writes or when all is done."""
     reading, writing = os.pipe()

@@ -22,7 +22,11 @@ from aigtool.models.files import Model
 from tests.conftest import close
 from tests.inference.test_exporting import SIZE, differing, model_of, various
 
-NAMES = ["cifar_resnet20", "resnetv2_50", "seresnext26t_32x4d"]
+NAMES = [
+    "cifar_resnet20",
+    pytest.param("resnetv2_50", marks=pytest.mark.slow),
+    "seresnext26t_32x4d",
+]
 
 
 def asked(model: Model, pixels: Tensor) -> tuple[Any, Any]:

@@ -30,9 +30,9 @@ class StoppedError(Exception):
 @pytest.mark.parametrize(
     ("stop", "options"),
     [
-        (1, {}),
+        pytest.param(1, {}, marks=pytest.mark.slow),
         (4, {"gate_start": "pattern"}),
-        (6, {}),
+        pytest.param(6, {}, marks=pytest.mark.slow),
         (3, {"opt": "adamw", "lr": 0.001}),
         (3, {"train": "gates", "norm_statistics": None}),
         (3, {"baseline": "stochastic-depth", "band": 0.0}),
