@@ -42,15 +42,23 @@ BESIDES = ("dm_nfnet_f0", "resnet50_clip", "regnety_002", "convnext_atto")
 """Others whose blocks were hard: a write in place whose result goes unread, attention pooling,
 and other families."""
 
+SLOW = ("botnet26t_256", "dm_nfnet_f0", "tresnet_v2_l")
+"""They take 7 s and more each."""
 
-@pytest.mark.parametrize("name", NETWORKS)
+
+def but_slow(names: tuple[str, ...]) -> list[Any]:
+    """Leave the slow ones to their marker."""
+    return [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in names]
+
+
+@pytest.mark.parametrize("name", but_slow(NETWORKS))
 def test_a_network_of_each_kind_converts_exactly(name: str) -> None:
     proof = prove(name)
     assert proof.holds, proof
     assert proof.gates == count_blocks_in_source(name)
 
 
-@pytest.mark.parametrize("name", BESIDES)
+@pytest.mark.parametrize("name", but_slow(BESIDES))
 def test_others_convert_exactly_too(name: str) -> None:
     proof = prove(name)
     assert proof.holds, proof

@@ -132,6 +132,7 @@ def test_compiling_for_training_breaks_no_more_graphs(
     assert breaks(network, images) == breaks(dense, images)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_trains_alike() -> None:
     _, network = build_pair("resnet50")
     for _, gate in named_gates(network):
