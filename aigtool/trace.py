@@ -212,14 +212,18 @@ def load_trace(path: str | Path) -> ExecutionTrace:
     try:
         with pq.ParquetFile(path) as file:
             about = json.loads((file.metadata.metadata or {})[_KEY])
-            frame = file.read().to_pandas()
-        blocks = tuple(BlockFlops(**block) for block in about["flops"].pop("blocks"))
-        flops = NetworkFlops(**about.pop("flops"), blocks=blocks)
-        names = [block.name for block in flops.gated_blocks]
+            blocks = tuple(BlockFlops(**block) for block in about["flops"].pop("blocks"))
+            flops = NetworkFlops(**about.pop("flops"), blocks=blocks)
+            names = [block.name for block in flops.gated_blocks]
+            of_gates = (_EXECUTED, _PROBABILITY)
+            of_images = [name for name in file.schema_arrow.names if not name.startswith(of_gates)]
+            images = file.read(of_images).to_pandas()
+            executed = _matrix(file, _EXECUTED, names, np.bool_)
+            probability = _matrix(file, _PROBABILITY, names, np.float32)
         return ExecutionTrace(
-            images=frame[[c for c in frame if not str(c).startswith((_EXECUTED, _PROBABILITY))]],
-            executed=_matrix(frame, _EXECUTED, names).astype(bool),
-            probability=_matrix(frame, _PROBABILITY, names).astype(np.float32),
+            images=images,
+            executed=executed,
+            probability=probability,
             flops=flops,
             policy=about["policy"],
             targets=tuple(about["targets"]),
@@ -362,10 +366,14 @@ def _columns(values: list[torch.Tensor], count: int) -> npt.NDArray[Any]:
     return torch.stack(values, dim=1).cpu().numpy()
 
 
-def _matrix(frame: pd.DataFrame, prefix: str, names: list[str]) -> npt.NDArray[Any]:
-    if not names:
-        return np.zeros((len(frame), 0))
-    return np.stack([frame[prefix + name].to_numpy() for name in names], axis=1)
+def _matrix(
+    file: pq.ParquetFile, prefix: str, names: Sequence[str], dtype: type
+) -> npt.NDArray[Any]:
+    """Read a column a gate, one at a time, lest all be in memory twice."""
+    values = np.empty((file.metadata.num_rows, len(names)), dtype)
+    for number, name in enumerate(names):
+        values[:, number] = file.read([prefix + name])[prefix + name].to_numpy()
+    return values
 
 
 def _stderr(correct: int, count: int) -> float:
