@@ -133,7 +133,15 @@ class Gate(nn.Module):
 
     @property
     def is_fresh(self) -> bool:
-        """Whether it lets most images through, as it was made to: it was not trained."""
+        """Whether it lets most images through, as it was made to: it was not trained.
+
+        Example:
+            >>> gate = Gate(64)
+            >>> was = gate.is_fresh
+            >>> _ = gate.threshold.fill_(0.5)
+            >>> was, gate.is_fresh
+            (True, False)
+        """
         as_made = self.fc2.bias.tolist() == torch.tensor(OPEN_BIAS).tolist()
         return as_made and self.threshold.item() == 0
 

@@ -143,6 +143,15 @@ def writing_trace(path: str | Path) -> Iterator[Callable[[ExecutionTrace], None]
 
     Yields:
         Takes the next images' part of the trace; it wants one at least.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "twice.parquet"
+        >>> with writing_trace(path) as write:
+        ...     write(trace)
+        ...     write(trace)
+        >>> len(load_trace(path).images) == 2 * len(trace.images)
+        True
     """
     waiting: list[ExecutionTrace] = []
     count, seconds = 0, 0.0

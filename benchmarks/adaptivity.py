@@ -31,7 +31,6 @@ from runs import (
     traced,
 )
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from aigtool.blocks import GatedBlock
 from aigtool.budget import Budget
@@ -39,9 +38,9 @@ from aigtool.conversion import convert, forced_decisions, named_gates
 from aigtool.data.images import ImageSet
 from aigtool.data.loading import load_batches
 from aigtool.flops import count_flops
-from aigtool.models.description import PixelNetwork
 from aigtool.models.files import Model
 from aigtool.trace import ExecutionTrace
+from aigtool.training.pattern import ROUNDING, measured_without
 
 PERMUTATIONS = 20
 
@@ -103,31 +102,22 @@ def without(dense: Model, skipped: Iterable[str]) -> Model:
 def best_static(dense: Model, val: ImageSet, budget: Budget) -> list[str]:
     """Take blocks away one by one, each time the one whose loss on validation images is least.
 
+    Every block is looked at each time, where ``skip_least`` looks at those alone that may be it.
+
     Returns:
         The blocks that are skipped when the budget is met.
     """
-    network = convert(copy.deepcopy(dense.network), input_size=dense.description.input.size)
-    pixelled = PixelNetwork(network, dense.description.input).eval()
-    flops = count_flops(network, dense.description.input.size)
+    size = dense.description.input.size
+    gated = Model(convert(copy.deepcopy(dense.network), input_size=size), dense.description)
+    flops = count_flops(gated.network, size)
     names = [block.name for block in flops.gated_blocks]
     weights = dict(zip(names, budget.weights(flops), strict=True))
-    batches = list(load_batches(val))
-    gates = dict(named_gates(network))
-    for gate in gates.values():
-        gate.policy = "open"
-
-    @torch.inference_mode()
-    def loss_without(name: str) -> float:
-        gates[name].policy = "closed"
-        losses = [F.cross_entropy(pixelled(x), y, reduction="sum").item() for x, y in batches]
-        gates[name].policy = "open"
-        return sum(losses) / len(val)
-
-    kept = list(names)
-    while sum(weights[name] for name in kept) > budget.mean_rate(flops):
-        worst = min(kept, key=loss_without)
+    loss_without = measured_without(gated, val)
+    kept, skipped = [*names], []
+    while sum(weights[name] for name in kept) > budget.mean_rate(flops) + ROUNDING:
+        worst = min(kept, key=lambda name: loss_without([*skipped, name]))
         kept.remove(worst)
-        gates[worst].policy = "closed"
+        skipped.append(worst)
     return [name for name in names if name not in kept]
 
 
