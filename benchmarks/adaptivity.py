@@ -33,14 +33,13 @@ from runs import (
 from torch import Tensor, nn
 
 from aigtool.blocks import GatedBlock
-from aigtool.budget import Budget
 from aigtool.conversion import convert, forced_decisions, named_gates
 from aigtool.data.images import ImageSet
 from aigtool.data.loading import load_batches
 from aigtool.flops import count_flops
 from aigtool.models.files import Model
 from aigtool.trace import ExecutionTrace
-from aigtool.training.pattern import ROUNDING, measured_without
+from aigtool.training.pattern import skip_least
 
 PERMUTATIONS = 20
 
@@ -99,31 +98,12 @@ def without(dense: Model, skipped: Iterable[str]) -> Model:
     return Model(network, dense.description)
 
 
-def best_static(dense: Model, val: ImageSet, budget: Budget) -> list[str]:
-    """Take blocks away one by one, each time the one whose loss on validation images is least.
-
-    Every block is looked at each time, where ``skip_least`` looks at those alone that may be it.
-
-    Returns:
-        The blocks that are skipped when the budget is met.
-    """
-    size = dense.description.input.size
-    gated = Model(convert(copy.deepcopy(dense.network), input_size=size), dense.description)
-    flops = count_flops(gated.network, size)
-    names = [block.name for block in flops.gated_blocks]
-    weights = dict(zip(names, budget.weights(flops), strict=True))
-    loss_without = measured_without(gated, val)
-    kept, skipped = [*names], []
-    while sum(weights[name] for name in kept) > budget.mean_rate(flops) + ROUNDING:
-        worst = min(kept, key=lambda name: loss_without([*skipped, name]))
-        kept.remove(worst)
-        skipped.append(worst)
-    return [name for name in names if name not in kept]
-
-
 def static(run: Run, images: ImageSet, folder: Path) -> Answers:
     """Choose a pattern on validation images, fine-tune the network with it, and judge it."""
-    skipped = best_static(run.dense, run.images.val, run.config.budget)
+    size = run.dense.description.input.size
+    gated = Model(convert(copy.deepcopy(run.dense.network), input_size=size), run.dense.description)
+    flops = count_flops(gated.network, size)
+    skipped = skip_least(gated, run.images.val, flops, run.config.budget)
     print(f"{run.name}, static: without {', '.join(skipped)}", flush=True)
     return finetuned(run, without(run.dense, skipped), images, folder / run.name)
 

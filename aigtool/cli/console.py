@@ -184,10 +184,10 @@ class _LogProgress:
             return
         self.last = now
         rate = (self.done - self.earlier) / (now - self.start)
-        left = (self.total - self.done) / rate if rate else 0.0
+        left = f", {(self.total - self.done) / rate:.0f} s left" if rate else ""
         note(
-            f"{self.label}: {self.done} of {self.total} {self.unit}, {rate:,.0f}/s, "
-            f"{left:.0f} s left{', ' + about if about else ''}"
+            f"{self.label}: {self.done} of {self.total} {self.unit}, {rate:,.0f}/s{left}"
+            f"{', ' + about if about else ''}"
         )
 
 

@@ -109,7 +109,7 @@ def _train(
     out: Path,
     device: torch.device,
 ) -> Model:
-    with training_progress(config, len(images.train), label) as (on_step, on_epoch):
+    with training_progress(config, len(images.train), label) as callbacks:
         return finetune(
             model,
             images.train,
@@ -117,8 +117,7 @@ def _train(
             config,
             out=out,
             device=device,
-            on_step=on_step,
-            on_epoch=on_epoch,
+            callbacks=callbacks,
         ).model
 
 

@@ -116,7 +116,7 @@ def finetune(
     if resume is None:
         _check_apart(folder, model, dense)
     with status("loading the network"):
-        from aigtool.cli.preparing import prepare, tell_before, tell_start
+        from aigtool.cli.preparing import prepare, tell_before
         from aigtool.training.loop import finetune as finetune_network
         from aigtool.training.run_folder import RunFolder
 
@@ -125,7 +125,7 @@ def finetune(
     images = prepared.images
     with (
         told_how_to_go_on(f"aigtool finetune --resume {folder}"),
-        training_progress(config, len(images.train)) as (on_step, on_epoch),
+        training_progress(config, len(images.train)) as callbacks,
     ):
         result = finetune_network(
             prepared.model,
@@ -137,9 +137,7 @@ def finetune(
             resume=resume is not None,
             device=prepared.device,
             context=prepared.context(settings),
-            on_start=tell_start,
-            on_step=on_step,
-            on_epoch=on_epoch,
+            callbacks=callbacks,
         )
     best = result.metrics[result.epoch - 1]
     if result.budget is not None and "val_uncalibrated" in best:

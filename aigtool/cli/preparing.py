@@ -104,8 +104,3 @@ def tell_before(prepared: Prepared, config: FinetuneConfig) -> None:
             f"the weights have probably seen the images held out of train/ (cross entropy "
             f"{loss:.4f}): accuracy there says little; give the data a val/ of new images"
         )
-
-
-def tell_start(skipped: list[str]) -> None:
-    """Say which blocks gates start by skipping."""
-    note(f"gates start by skipping {len(skipped)} blocks: {', '.join(skipped)}")

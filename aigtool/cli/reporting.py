@@ -13,6 +13,7 @@ LANDED = 0.05
 if TYPE_CHECKING:
     from aigtool.budget import Budget
     from aigtool.training.config import FinetuneConfig
+    from aigtool.training.loop import Callbacks
     from aigtool.training.trainer import StepReport
 
 
@@ -81,17 +82,26 @@ def told_how_to_go_on(how: str) -> Iterator[None]:
 @contextmanager
 def training_progress(
     config: "FinetuneConfig", images: int, label: str = "training"
-) -> Iterator[tuple[Callable[["StepReport"], None], Callable[[dict[str, Any]], None]]]:
-    """Show each step in the progress line and each epoch in a line of its own.
+) -> Iterator["Callbacks"]:
+    """Show each step in the progress line, and each epoch in a line of its own.
 
     What is done by the first step is no part of the rate: of a run that goes on, it is what was
     done before.
     """
+    from aigtool.training.loop import Callbacks
+
     with progress(label, config.looks * images) as advance:
         done: int | None = None
+        skipped: list[str] = []
+
+        def on_skip(name: str) -> None:
+            skipped.append(name)
+            advance(0, about=f"choosing where gates start, {len(skipped)} blocks skipped")
 
         def on_step(step: "StepReport") -> None:
             nonlocal done
+            if done is None and skipped:
+                note(f"gates start by skipping {len(skipped)} blocks: {', '.join(skipped)}")
             now = (step.epoch - 1) * config.aug_repeats * images + step.images
             advance(
                 now - (done or 0),
@@ -118,4 +128,4 @@ def training_progress(
             parts += [f"{row['train_images_per_second']:,.0f} images/s"]
             note(", ".join(parts) + (", best so far" if row["best"] else ""))
 
-        yield on_step, on_epoch
+        yield Callbacks(on_skip, on_step, on_epoch)

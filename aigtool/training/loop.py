@@ -63,6 +63,24 @@ class FinetuneResult:
     budget: Budget | None
 
 
+def _unheard(_told: object) -> None: ...
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What a run calls as it goes.
+
+    Attributes:
+        on_skip: Called with each block that gates start by skipping, if they start at a pattern.
+        on_step: Called after each step.
+        on_epoch: Called with each epoch's metrics.
+    """
+
+    on_skip: Callable[[str], None] = _unheard
+    on_step: Callable[[StepReport], None] = _unheard
+    on_epoch: Callable[[dict[str, Any]], None] = _unheard
+
+
 def complete(config: FinetuneConfig, model: Model, teacher: Model | None) -> FinetuneConfig:
     """Return options with what holds for this network where nothing is given."""
     own = [gate.target for _, gate in named_gates(model.network)]
@@ -108,9 +126,7 @@ def finetune(
     resume: bool = False,
     device: torch.device | str = "cpu",
     context: dict[str, Any] | None = None,
-    on_start: Callable[[list[str]], None] = lambda _: None,
-    on_step: Callable[[StepReport], None] = lambda _: None,
-    on_epoch: Callable[[dict[str, Any]], None] = lambda _: None,
+    callbacks: Callbacks = Callbacks(),
 ) -> FinetuneResult:
     """Fine-tune a gated network to a budget; a network without gates just trains.
 
@@ -131,9 +147,7 @@ def finetune(
         resume: Whether to go on with the run in ``out``, from the same model, images and options.
         device: Where to train.
         context: What ``config.yaml`` should say besides the options.
-        on_start: Called with the blocks that gates start by skipping, if they start at a pattern.
-        on_step: Called after each step.
-        on_epoch: Called with each epoch's metrics.
+        callbacks: What is called as the run goes.
 
     Returns:
         The best network, which ``out/best.safetensors`` holds.
@@ -178,7 +192,7 @@ def finetune(
         metrics = _take_up(trainer, folder, folder.read_state(config, context), counts)
     else:
         if is_gated and config.gate_start == "pattern":
-            on_start(_start_at_pattern(model, val, flops, config.budget))
+            _start_at_pattern(model, val, flops, config.budget, callbacks.on_skip)
         folder.begin(config, context or {}, before if is_gated else None)
 
     def save(*, finished: bool = False) -> None:
@@ -188,7 +202,7 @@ def finetune(
     save()
     with _deferred_interrupt() as interrupted, trainer.recording():
         while trainer.epoch <= config.epochs:
-            row = trainer.train_epoch(train, on_step, save, interrupted)
+            row = trainer.train_epoch(train, callbacks.on_step, save, interrupted)
             judged = trainer.judged
             with kept_thresholds(judged):
                 row |= _validate(judged, val, objective, flops)
@@ -199,7 +213,7 @@ def finetune(
             folder.write_metrics(metrics)
             trainer.start_epoch(trainer.epoch + 1)
             save()
-            on_epoch(row)
+            callbacks.on_epoch(row)
 
     epoch = _finished(network, train, folder, config, metrics)
     done = Model(network.network.eval(), _told(description, metrics[epoch - 1], config, budget))
@@ -209,17 +223,19 @@ def finetune(
 
 
 def _start_at_pattern(
-    model: Model, val: ImageSet, flops: NetworkFlops, budget: Budget
-) -> list[str]:
-    """Let gates begin by skipping the blocks that can best be done without; return these."""
+    model: Model,
+    val: ImageSet,
+    flops: NetworkFlops,
+    budget: Budget,
+    on_skip: Callable[[str], None],
+) -> None:
+    """Let gates begin by skipping the blocks that can best be done without."""
     if not all(gate.is_fresh for _, gate in named_gates(model.network)):
         raise UserError(
             "gate start pattern: the network's gates were trained, or given thresholds; expected "
             "new ones, as convert makes them, or gate start given"
         )
-    skipped = skip_least(model, val, flops, budget)
-    start_without(model.network, skipped)
-    return skipped
+    start_without(model.network, skip_least(model, val, flops, budget, on_skip))
 
 
 def _take_up(

@@ -1,7 +1,6 @@
 """The blocks that a network can best do without, all images alike: where its gates start."""
 
-import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -19,17 +18,27 @@ from aigtool.models.files import Model
 MOST_IMAGES = 512
 """Whose loss is looked at."""
 ROUNDING = 1e-9
-"""Of shares that are summed: a budget of three blocks in five is three blocks."""
+"""Of weights that are summed: a budget of three blocks in five is three blocks."""
 
 
-def skip_least(model: Model, images: ImageSet, flops: NetworkFlops, budget: Budget) -> list[str]:
+def skip_least(
+    model: Model,
+    images: ImageSet,
+    flops: NetworkFlops,
+    budget: Budget,
+    on_skip: Callable[[str], None] = lambda _: None,
+) -> list[str]:
     """Take blocks away one by one, each time the one without which the loss is least.
+
+    What a block is worth changes with those that are gone, so each that is left is looked at anew:
+    ``n`` blocks of which ``k`` go are ``k (2n - k + 1) / 2`` looks.
 
     Args:
         model: Its network is gated; it is left as it is.
         images: With labels; ``MOST_IMAGES`` of them are looked at.
         flops: What ``count_flops`` counted for the network.
         budget: What is left to spend.
+        on_skip: Called with the name of each block that is taken away.
 
     Returns:
         The names of the blocks to skip, in the order in which they were taken away.
@@ -53,8 +62,14 @@ def skip_least(model: Model, images: ImageSet, flops: NetworkFlops, budget: Budg
     budget.check(flops)
     names = [block.name for block in flops.gated_blocks]
     weights = dict(zip(names, budget.weights(flops).tolist(), strict=True))
-    without = measured_without(model, images.limited(MOST_IMAGES))
-    return take_away(without, weights, budget.mean_rate(flops))
+    loss_without = measured_without(model, images.limited(MOST_IMAGES))
+    left, skipped = names, list[str]()
+    while sum(weights[name] for name in left) > budget.mean_rate(flops) + ROUNDING:
+        least = min(left, key=lambda name: loss_without([*skipped, name]))
+        left = [name for name in left if name != least]
+        skipped.append(least)
+        on_skip(least)
+    return skipped
 
 
 def measured_without(model: Model, images: ImageSet) -> Callable[[Sequence[str]], float]:
@@ -90,40 +105,6 @@ def measured_without(model: Model, images: ImageSet) -> Callable[[Sequence[str]]
         return torch.stack(losses).sum().item() / len(images)
 
     return loss_without
-
-
-def take_away(
-    loss_without: Callable[[Sequence[str]], float], weights: Mapping[str, float], most: float
-) -> list[str]:
-    """Take things away one by one, each time the one without which the loss is least.
-
-    What the loss is without one is looked at anew only while it may be the least (Minoux,
-    "Accelerated greedy algorithms for maximizing submodular set functions", 1978). That finds the
-    least where nothing is worth less when others are gone.
-
-    Args:
-        loss_without: Of those taken away.
-        weights: Of each.
-        most: What those that are left may weigh.
-
-    Returns:
-        Those taken away, in order.
-
-    Example:
-        >>> costs = {"a": 3.0, "b": 1.0, "c": 2.0}
-        >>> take_away(lambda gone: sum(costs[name] for name in gone), dict.fromkeys("abc", 1), 1)
-        ['b', 'c']
-    """
-    gone: list[str] = []
-    waiting = [(loss_without([name]), 0, name) for name in weights]
-    heapq.heapify(waiting)
-    while sum(weights[name] for name in weights if name not in gone) > most + ROUNDING:
-        _, looked_at, name = heapq.heappop(waiting)
-        if looked_at < len(gone):
-            heapq.heappush(waiting, (loss_without([*gone, name]), len(gone), name))
-        else:
-            gone.append(name)
-    return gone
 
 
 @torch.no_grad()

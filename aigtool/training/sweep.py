@@ -20,14 +20,11 @@ from aigtool.models.files import Model
 from aigtool.output import records, replacing, write_json
 from aigtool.trace import ExecutionTrace
 from aigtool.training.config import FinetuneConfig
-from aigtool.training.loop import complete, finetune
+from aigtool.training.loop import Callbacks, complete, finetune
 from aigtool.training.run_folder import RunFolder
-from aigtool.training.trainer import StepReport
 
 GATED = "gated"
 """What the runs of a sweep train, but where they are a baseline."""
-
-Callbacks = tuple[Callable[[StepReport], None], Callable[[dict[str, Any]], None]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Point:
 
 
 def _unwatched(_point: Point, _config: FinetuneConfig) -> AbstractContextManager[Callbacks]:
-    return nullcontext((lambda _: None, lambda _: None))
+    return nullcontext(Callbacks())
 
 
 def run_points(
@@ -89,7 +86,7 @@ def run_points(
         teacher: As for ``finetune``.
         device: Where to train.
         context: What each ``config.yaml`` should say besides the options.
-        watch: Gives what to call after each step and epoch of a run.
+        watch: Gives what a run calls as it goes.
 
     Yields:
         Each point and its run's best model file.
@@ -109,7 +106,7 @@ def run_points(
             continue
         config = point.config(recipe)
         if point not in finished:
-            with watch(point, config) as (on_step, on_epoch):
+            with watch(point, config) as callbacks:
                 finetune(
                     copy.deepcopy(model),
                     train,
@@ -120,8 +117,7 @@ def run_points(
                     resume=point in begun,
                     device=device,
                     context=context,
-                    on_step=on_step,
-                    on_epoch=on_epoch,
+                    callbacks=callbacks,
                 )
         yield point, folder.best
 

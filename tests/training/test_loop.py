@@ -20,7 +20,7 @@ from aigtool.models.files import Model, load_model
 from aigtool.models.zoo import create_network
 from aigtool.trace import ExecutionTrace, collect_trace
 from aigtool.training.config import FinetuneConfig, Target, read_settings
-from aigtool.training.loop import finetune, measure_expected_rates
+from aigtool.training.loop import Callbacks, finetune, measure_expected_rates
 from aigtool.training.objective import MOST_EXCESS
 from aigtool.training.trainer import StepReport, batch_norms
 from tests.training.small import FAST, FILES, SPEC
@@ -65,7 +65,13 @@ def test_a_run_learns_and_leaves_every_file(
     # The target falls meanwhile: at its usual weight it would hide what is learnt.
     config = replace(FAST, noise_hold=0.3, noise_end=0.8, rate_weight=1.0)
     result = finetune(
-        model, train, val, config, out=out, context={"data": "made"}, on_step=steps.append
+        model,
+        train,
+        val,
+        config,
+        out=out,
+        context={"data": "made"},
+        callbacks=Callbacks(on_step=steps.append),
     )
     assert {path.name for path in out.iterdir()} == FILES
     assert len(steps) == 9
@@ -321,7 +327,9 @@ def test_averaged_weights_are_what_is_judged_and_kept(
         def note(_: StepReport, live: nn.Module = live, weights: list[Any] = weights) -> None:
             weights.append(live.linear.weight.detach().clone())
 
-        finetune(model, train, val, config, out=tmp_path / str(decay), on_step=note)
+        finetune(
+            model, train, val, config, out=tmp_path / str(decay), callbacks=Callbacks(on_step=note)
+        )
         kept[decay] = load_model(tmp_path / str(decay) / "best.safetensors").network.linear.weight
     assert torch.equal(kept[0.0], weights[-1])
     average, decays = weights[0], [0.0, 1 - 2 ** (-2 / 3), 0.5]
@@ -385,7 +393,9 @@ def test_thresholds_that_a_network_comes_with_are_where_training_starts(
         gate.threshold.fill_(5.0)
     steps: list[StepReport] = []
     config = replace(FAST, epochs=1, lr=1e-9, gate_lr=1e-9, noise_hold=0.0, noise_end=0.0)
-    finetune(model, train, val, config, out=tmp_path / "run", on_step=steps.append)
+    finetune(
+        model, train, val, config, out=tmp_path / "run", callbacks=Callbacks(on_step=steps.append)
+    )
     assert steps[0].execution_rate == 0
     state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["network"]
     for name in gates:

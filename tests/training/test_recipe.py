@@ -16,7 +16,7 @@ from aigtool.errors import UserError
 from aigtool.models.description import Description, InputSpec
 from aigtool.models.files import Model
 from aigtool.training.config import FinetuneConfig
-from aigtool.training.loop import FinetuneResult, finetune
+from aigtool.training.loop import Callbacks, FinetuneResult, finetune
 from aigtool.training.mixing import make_mixing
 from aigtool.training.optimization import make_optimizer, settle_gates
 
@@ -55,7 +55,7 @@ class Runs:
             self.val,
             config,
             out=self.out,
-            on_step=lambda _: self.weights.append(self._copy()),
+            callbacks=Callbacks(on_step=lambda _: self.weights.append(self._copy())),
         )
 
     def _copy(self) -> dict[str, Tensor]:

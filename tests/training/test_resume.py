@@ -18,7 +18,7 @@ from aigtool.models.description import Description
 from aigtool.models.files import Model, load_model
 from aigtool.models.zoo import create_network
 from aigtool.training.config import FinetuneConfig, read_settings
-from aigtool.training.loop import FinetuneResult, finetune
+from aigtool.training.loop import Callbacks, FinetuneResult, finetune
 from aigtool.training.trainer import StepReport
 from tests.training.small import FAST, SPEC
 
@@ -78,7 +78,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_never_was(
 
     whole = run("whole")
     with pytest.raises(StoppedError):
-        run("stopped", on_step=stopping)
+        run("stopped", callbacks=Callbacks(on_step=stopping))
     torch.manual_seed(1234)
     resumed = run("stopped", resume=True)
     for name in ("best.safetensors", "dense.safetensors"):
@@ -127,7 +127,9 @@ def test_a_run_is_taken_up_by_the_network_that_it_changed(
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        finetune(model, train, val, config, out=tmp_path / "run", on_step=stopping)
+        finetune(
+            model, train, val, config, out=tmp_path / "run", callbacks=Callbacks(on_step=stopping)
+        )
     resumed = finetune(model, train, val, config, out=tmp_path / "run", resume=True)
     state = resumed.model.network.state_dict()
     assert all(torch.equal(v, state[k]) for k, v in whole.model.network.state_dict().items())
