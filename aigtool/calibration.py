@@ -74,7 +74,7 @@ def calibrate(
     *,
     quick: bool = False,
     batch_size: int = 128,
-    workers: int = 0,
+    workers: int | None = 0,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Calibration:
     """Shift the thresholds of gates so that argmax execution meets a budget.
@@ -95,7 +95,7 @@ def calibrate(
             gate and a fiftieth. All gates are then asked for the same odds, whatever their
             blocks are worth.
         batch_size: Images a batch.
-        workers: Processes that read images.
+        workers: Processes that read images, as of ``load_batches``.
         progress: Called before each trial of a gate with how much of the way to the budget is
             done by then, 0..1.
 

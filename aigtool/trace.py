@@ -280,7 +280,7 @@ def collect_trace(
     flops: NetworkFlops,
     policy: Policy = "argmax",
     batch_size: int = 128,
-    workers: int = 0,
+    workers: int | None = 0,
     progress: Callable[[int], None] = lambda _: None,
     out: str | Path | None = None,
 ) -> ExecutionTrace:
@@ -292,7 +292,7 @@ def collect_trace(
         flops: What ``count_flops`` counted for the network.
         policy: The gate policy.
         batch_size: Images a batch.
-        workers: Processes that read images.
+        workers: Processes that read images, as of ``load_batches``.
         progress: Called with the number of images done after each batch.
         out: Where to write it meanwhile.
 
@@ -317,7 +317,7 @@ def _collected(
     flops: NetworkFlops,
     policy: Policy,
     batch_size: int,
-    workers: int,
+    workers: int | None,
 ) -> Iterator[ExecutionTrace]:
     """Yield each batch's part of a trace."""
     device = network.mean.device

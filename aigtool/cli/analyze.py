@@ -57,7 +57,7 @@ def analyze(
     policy: PolicyOption = None,
     device: Device = "auto",
     batch_size: BatchSize = 128,
-    workers: Workers = 2,
+    workers: Workers = None,
     seed: Seed = 0,
     image: Annotated[
         Path | None,

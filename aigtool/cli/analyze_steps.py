@@ -50,7 +50,7 @@ class Asked:
     policy: Policy | None
     device: torch.device
     batch_size: int
-    workers: int
+    workers: int | None
     seed: int
 
     @property

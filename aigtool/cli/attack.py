@@ -51,7 +51,7 @@ def attack(
     dense: Dense = None,
     device: Device = "auto",
     batch_size: BatchSize = 128,
-    workers: Workers = 2,
+    workers: Workers = None,
     seed: Seed = 0,
     out: Annotated[
         Path | None,

@@ -86,7 +86,7 @@ def calibrate(
     class_map: ClassMap = None,
     device: Device = "auto",
     batch_size: BatchSize = 128,
-    workers: Workers = 2,
+    workers: Workers = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,

@@ -47,7 +47,7 @@ def evaluate(
     dense: Dense = None,
     device: Device = "auto",
     batch_size: BatchSize = 128,
-    workers: Workers = 2,
+    workers: Workers = None,
     seed: Seed = 0,
     out: Annotated[
         Path | None,

@@ -88,7 +88,7 @@ def finetune(
     class_map: ClassMap = None,
     device: Device = "auto",
     batch_size: BatchSize = FinetuneConfig.batch_size,
-    workers: Workers = 2,
+    workers: Workers = None,
     seed: Seed = 0,
     force: Force = False,
     json: Json = False,

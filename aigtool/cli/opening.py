@@ -80,7 +80,7 @@ def collect(
     images: ImageSet,
     policy: Policy,
     batch_size: int,
-    workers: int,
+    workers: int | None,
     out: Path | None = None,
 ) -> ExecutionTrace:
     """Run a network over images, show how far it is, and write the trace meanwhile."""

@@ -125,9 +125,13 @@ BatchSize = Annotated[
     typer.Option("--batch-size", "-b", min=1, help="Images a batch.", rich_help_panel="Running"),
 ]
 Workers = Annotated[
-    int,
+    int | None,
     typer.Option(
-        "--workers", "-j", min=0, help="Processes that read images.", rich_help_panel="Running"
+        "--workers",
+        "-j",
+        min=0,
+        help="Processes that read images; by default two, or what a network on the CPU leaves.",
+        rich_help_panel="Running",
     ),
 ]
 Seed = Annotated[

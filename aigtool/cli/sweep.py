@@ -89,7 +89,7 @@ def sweep(
     class_map: ClassMap = None,
     device: Device = "auto",
     batch_size: BatchSize = FinetuneConfig.batch_size,
-    workers: Workers = 2,
+    workers: Workers = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

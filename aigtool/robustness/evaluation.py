@@ -74,7 +74,7 @@ def attack_accuracy(
     epsilons: Sequence[float],
     qualities: Sequence[int] = (75,),
     batch_size: int = 128,
-    workers: int = 0,
+    workers: int | None = 0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> pd.DataFrame:
     """Attack networks with FGSM and report the accuracy left, with and without JPEG.
@@ -88,7 +88,7 @@ def attack_accuracy(
         epsilons: In pixels of 0..1; 0 is the clean image.
         qualities: JPEG qualities to defend with; the undefended network is always there.
         batch_size: Images a batch.
-        workers: Processes that read images.
+        workers: Processes that read images, as of ``load_batches``.
         progress: Called with the number of images done after each batch.
 
     Returns:

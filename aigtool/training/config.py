@@ -127,7 +127,7 @@ class FinetuneConfig:
         amp_dtype: What autocast computes in; float32 is no autocast.
         compile: Whether torch.compile makes the training step faster, after a while of compiling.
         seed: Of everything random.
-        workers: Processes that read images.
+        workers: Processes that read images, as of ``load_batches``.
 
     Raises:
         UserError: A value is out of range.
@@ -188,7 +188,7 @@ such as 0.6
     amp_dtype: AmpDtype = "float32"
     compile: bool = False
     seed: int = 0
-    workers: int = 0
+    workers: int | None = 0
 
     @property
     def budget(self) -> Budget:

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import pickle
 import shutil
 import signal
@@ -22,7 +23,13 @@ from aigtool.data.images import (
     open_images,
     validation_split,
 )
-from aigtool.data.loading import eval_transform, held_out, load_batches, train_transform
+from aigtool.data.loading import (
+    eval_transform,
+    held_out,
+    load_batches,
+    spare_workers,
+    train_transform,
+)
 from aigtool.data.seeding import seeded
 from aigtool.data.training import open_training_images
 from aigtool.errors import UserError
@@ -339,3 +346,15 @@ def test_policies_of_any_strength_run(policy: str) -> None:
     image = Image.effect_noise((32, 32), 80).convert("RGB")
     with seeded(0):
         assert all(torch.isfinite(transform(image)).all() for _ in range(100))
+
+
+@pytest.mark.parametrize(
+    ("cores", "has_gpu", "spare"),
+    [(1, False, 0), (2, False, 0), (3, False, 1), (16, False, 2), (None, False, 0), (2, True, 2)],
+)
+def test_images_are_read_beside_a_network_that_leaves_a_core(
+    cores: int | None, has_gpu: bool, spare: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_gpu)
+    assert spare_workers() == spare
