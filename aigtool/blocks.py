@@ -18,7 +18,7 @@ from aigtool.graphs import (
     remove_constants,
 )
 from aigtool.modes import in_mode
-from aigtool.picking import add_scaled, add_to_images, take_images
+from aigtool.picking import add_executed, add_scaled, add_to_images, take_images
 
 _ADDITIONS: frozenset[Any] = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
 _RELU: frozenset[Any] = frozenset({F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"})
@@ -29,6 +29,9 @@ _TUPLE_METHODS: frozenset[Any] = frozenset({"chunk", "split", "unbind"})
 
 _OWN = ("gate", "parts", "source")
 """Attributes that a ``GatedBlock`` adds to those of its block."""
+
+_WORTH_PARTING = 1 / 8
+"""Of a minibatch's images, from how many skipped ones on to part them costs less than it saves."""
 
 Part = Callable[..., Any]
 """A piece of a block as a function of the module that owns the layers, then its inputs."""
@@ -306,6 +309,12 @@ def _function(inputs: Sequence[fx.Node], outputs: Any, nodes: Sequence[fx.Node])
     return cast(Part, scope["forward"])
 
 
+def _mixes_images(layers: Iterable[nn.Module]) -> bool:
+    """Whether what layers make of an image depends on the others: by batch statistics."""
+    norms = [m for layer in layers for m in layer.modules() if "running_var" in m._buffers]
+    return any(norm.training or norm.running_var is None for norm in norms)
+
+
 class GatedBlock(nn.Module):
     """A residual block whose residual runs only for the images that its gate chooses.
 
@@ -380,10 +389,44 @@ class GatedBlock(nn.Module):
                 taken = (take_images(value, chosen) for value in inputs)
                 residual = self.parts.residual(self, *taken)
                 return add_to_images(shortcut, chosen, residual.to(shortcut.dtype))
+        if decision.run == "scaled" and self._can_part(decision.scale):
+            return self._join_parted(shortcut, inputs, decision.scale)
         residual = self.parts.residual(self, *inputs)
         if decision.run == "scaled":
             return add_scaled(shortcut, residual, decision.scale)
         return cast(Tensor, shortcut + residual)
+
+    def _can_part(self, scale: Tensor) -> bool:
+        """Whether the images that are skipped can be told apart from the others, and it pays.
+
+        On a GPU to ask which they are is to wait for it.
+        """
+        if scale.device.type != "cpu" or not torch.is_grad_enabled():
+            return False
+        if torch.compiler.is_compiling() or _mixes_images(self._layers()):
+            return False
+        skipped = scale == 0
+        is_hard = bool((skipped | (scale == 1)).all())
+        return is_hard and bool(skipped.sum() >= _WORTH_PARTING * len(scale))
+
+    def _join_parted(self, shortcut: Tensor, inputs: Sequence[Tensor], scale: Tensor) -> Tensor:
+        """Join with a graph of the executed images' residuals alone.
+
+        The gradient of a factor of 0 wants its image's residual, but none flows back through it.
+        """
+        executed, skipped = (where.nonzero().squeeze(1) for where in (scale == 1, scale == 0))
+        with torch.no_grad():
+            left_out = self.parts.residual(self, *(take_images(v, skipped) for v in inputs))
+        if len(executed):
+            residual = self.parts.residual(self, *(take_images(v, executed) for v in inputs))
+        else:  # Weights have a gradient of zero, and not none: their momentum goes on.
+            weights = [w for name, w in self.named_parameters() if not name.startswith("gate.")]
+            residual = left_out[:0] + sum(weight.flatten()[:1].sum() for weight in weights)
+        return add_executed(shortcut, residual, left_out, scale)
+
+    def _layers(self) -> list[nn.Module]:
+        """The modules of the block itself, which its gate is none of."""
+        return [child for name, child in self.named_children() if name not in _OWN]
 
     def __getstate__(self) -> dict[str, Any]:
         """The parts, which cannot be pickled, are left out."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 _CACHED = 2**18
 """Numbers whose products stay in a CPU's cache until they are summed."""
@@ -120,6 +121,56 @@ class _AddScaled(Function):
             products.append((g * a).sum(dims))
             torch.mul(g, factor, out=out)
         return grad, scaled, torch.cat(products)
+
+
+def add_executed(x: Tensor, executed: Tensor, skipped: Tensor, scale: Tensor) -> Tensor:
+    """Return a batch with what was executed added; the scale has the gradient of ``add_scaled``.
+
+    It is ``add_scaled`` with factors of 0 and 1, but what is skipped needs no graph.
+
+    Args:
+        x: ``(N, C, ...)``.
+        executed: ``(M, C, ...)``, what is added to images whose factor is 1, in order.
+        skipped: ``(N - M, C, ...)``, what would be added to the others.
+        scale: ``(N,)``, each 0 or 1.
+
+    Example:
+        >>> scale = torch.tensor([0.0, 1.0], requires_grad=True)
+        >>> skipped, executed = torch.tensor([[1.0, 2, 3], [4, 5, 6]]).split(1)
+        >>> joined = add_executed(torch.ones(2, 3), executed, skipped, scale)
+        >>> joined.sum().backward()
+        >>> joined.tolist(), scale.grad
+        ([[1.0, 1.0, 1.0], [5.0, 6.0, 7.0]], tensor([ 6., 15.]))
+    """
+    dtype = torch.result_type(x, executed)
+    joined: Tensor = _AddExecuted.apply(*(v.to(dtype) for v in (x, executed, skipped, scale)))
+    return joined
+
+
+class _AddExecuted(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, executed: Tensor, skipped: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(executed, skipped, scale)
+        return add_to_images(x, scale.nonzero().squeeze(1), executed)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        executed, skipped, scale = ctx.saved_tensors
+        taken = (take_images(grad, where.nonzero().squeeze(1)) for where in (scale, 1 - scale))
+        of_executed, of_skipped = taken
+        of_scale = torch.empty_like(scale)
+        of_scale[scale == 1] = _inner_products(of_executed, executed)
+        of_scale[scale == 0] = _inner_products(of_skipped, skipped)
+        return grad, of_executed, None, of_scale
+
+
+def _inner_products(a: Tensor, b: Tensor) -> Tensor:
+    """Return that of each image's values, ``(N,)``."""
+    if _is_channels_last(a):
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+    products: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    return products
 
 
 def _of_images(scale: Tensor, x: Tensor) -> Tensor:

@@ -191,8 +191,54 @@ def test_in_training_all_images_are_computed_and_multiplied() -> None:
     seen: list[int] = []
     gated_block.conv2.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     gated_block(torch.randn(16, 4, 5, 5)).sum().backward()
-    assert seen == [16]
+    assert sum(seen) == 16
     assert all(parameter.grad is not None for parameter in gated_block.parameters())
+
+
+@pytest.mark.parametrize("open_images", [[], [1], [0, 2], [0, 1, 2]])
+@pytest.mark.parametrize("kind", BLOCKS.values(), ids=BLOCKS)
+def test_gradients_are_those_of_the_mask_though_skipped_images_have_no_graph(
+    kind: type[nn.Module], open_images: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, gated_block = gated(kind)
+    x = torch.randn(3, 4, 5, 5)
+    scale = torch.tensor([float(image in open_images) for image in range(3)])
+    gated_block.gate.register_forward_hook(
+        lambda _gate, _x, made: made._replace(scale=scale, run="scaled")
+    )
+    with_graph: list[int] = []
+    gated_block.conv2.register_forward_hook(
+        lambda _, given, out: with_graph.extend([len(given[0])] * out.requires_grad)
+    )
+    found = []
+    for least in (1 / 8, 2.0):
+        monkeypatch.setattr("aigtool.blocks._WORTH_PARTING", least)
+        gated_block.zero_grad()
+        inputs = x.clone().requires_grad_(), scale.requires_grad_()
+        scale.grad = None
+        out = gated_block(inputs[0].clone())
+        (out * out).sum().backward()
+        own = {n: w for n, w in gated_block.named_parameters() if not n.startswith("gate.")}
+        weights = {n: torch.zeros_like(w) if w.grad is None else w.grad for n, w in own.items()}
+        found.append({"out": out.detach(), "x": inputs[0].grad, "scale": scale.grad, **weights})
+    assert with_graph == [len(open_images), 3][len(open_images) == 0 :]
+    torch.testing.assert_close(*found)
+
+
+def test_images_that_share_statistics_are_not_parted() -> None:
+    _, gated_block = gated(PreActivation)
+    seen: list[int] = []
+    gated_block.conv2.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    nn.init.zeros_(gated_block.gate.fc2.weight)
+    for is_training in (False, True):
+        gated_block.train(is_training)
+        gated_block.gate.eval()
+        x = torch.randn(16, 4, 5, 5, requires_grad=True)
+        gated_block.gate.policy = "sampled"
+        gated_block.gate.fc2.bias.data.zero_()
+        gated_block(x)
+    assert len(seen) == 3
+    assert seen[0] + seen[1] == seen[2] == 16
 
 
 def test_names_hooks_and_attributes_come_along() -> None:

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigtool.picking import add_scaled, add_to_images, take_images
+from aigtool.picking import add_executed, add_scaled, add_to_images, take_images
 
 SHAPES = st.sampled_from([(5, 3, 4, 6), (5, 1, 2, 2), (5, 4, 1, 1), (5, 7), (5,), (5, 2, 3, 4, 2)])
 FORMATS = st.sampled_from([torch.contiguous_format, torch.channels_last])
@@ -83,3 +83,34 @@ def test_an_empty_batch_stays_empty() -> None:
     joined = add_scaled(x, x, torch.zeros(0, requires_grad=True))
     joined.sum().backward()
     assert joined.shape == x.shape
+
+
+@given(SHAPES.filter(lambda shape: len(shape) > 1), FORMATS, FORMATS, CHOSEN)
+def test_what_is_skipped_needs_no_graph(
+    shape: tuple[int, ...],
+    batch_format: torch.memory_format,
+    added_format: torch.memory_format,
+    chosen: list[int],
+) -> None:
+    """With factors of 0 and 1, the gradients are those of adding each image by its factor."""
+    x, added = torch.randn(2, *shape, dtype=torch.double)
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=batch_format)
+        added = added.contiguous(memory_format=added_format)
+    scale = torch.zeros(5, dtype=torch.double)
+    scale[chosen] = 1
+    inputs = [value.requires_grad_() for value in (x, added, scale)]
+    plain = add_scaled(*inputs)
+    with torch.no_grad():
+        skipped = take_images(added, (scale == 0).nonzero().squeeze(1))
+    executed = take_images(added, (scale == 1).nonzero().squeeze(1))
+    joined = add_executed(x, executed, skipped, scale)
+    assert torch.equal(joined, plain)
+    assert joined.stride() == plain.stride()
+    weights = torch.randn_like(joined)
+    for ours, theirs in zip(
+        torch.autograd.grad(joined, inputs, weights),
+        torch.autograd.grad(plain, inputs, weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)

@@ -7,9 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
-from scipy.cluster.hierarchy import dendrogram
+from scipy.cluster.hierarchy import cut_tree, dendrogram
 
 from aigtool.analysis.clustering import class_order, class_tree
+from aigtool.analysis.permutation import Floats
 from aigtool.analysis.rates import KINDS
 from aigtool.plotting import BLUE, GREEN, GREY, VERMILION, head, new_figure, styled
 
@@ -27,12 +28,11 @@ def class_heatmap(
         rates: What ``class_rates`` returned.
         gates: What ``gate_rates`` returned.
         about: Which data, said under the title.
-        most_rows: Of more classes than this, neighbours in the tree are averaged into bands; by
-            default each has its row.
+        most_rows: Of more classes than this, each row is the mean of one of so many branches of the
+            tree, with the number of its classes; by default each class has its row.
     """
     tree = class_tree(rates.to_numpy())
-    ordered = rates.iloc[class_order(tree)]
-    bands = _bands(ordered, most_rows)
+    bands = _bands(rates, tree, most_rows)
     rows, columns = bands.shape
     label = max(len(str(name)) for name in bands.index)
     width = min(max(6.0, 3.0 + 0.07 * label + 0.24 * columns), 24)
@@ -53,6 +53,8 @@ def class_heatmap(
     if len(tree) and tree[-1, 2] > 0:  # else all classes are alike
         dendrogram(
             tree,
+            p=rows,
+            truncate_mode="lastp",
             orientation="left",
             no_labels=True,
             color_threshold=0,
@@ -63,15 +65,18 @@ def class_heatmap(
     return figure
 
 
-def _bands(ordered: pd.DataFrame, most_rows: int | None) -> pd.DataFrame:
-    """Return means of neighbouring rows, so that there are at most so many."""
-    if most_rows is None or len(ordered) <= most_rows:
+def _bands(rates: pd.DataFrame, tree: Floats, most_rows: int | None) -> pd.DataFrame:
+    """Return rows in the order of the tree's leaves, or the means of so many of its branches."""
+    order = class_order(tree)
+    ordered = rates.iloc[order]
+    if most_rows is None or len(rates) <= most_rows:
         return ordered
-    parts = np.array_split(np.arange(len(ordered)), most_rows)
+    branches = cut_tree(tree, n_clusters=most_rows)[order, 0]
+    parts = np.split(np.arange(len(rates)), np.flatnonzero(np.diff(branches)) + 1)
     names = [
         str(ordered.index[part[0]])
         if len(part) == 1
-        else f"{ordered.index[part[0]]} … {ordered.index[part[-1]]}"
+        else f"{ordered.index[part[0]]} … {ordered.index[part[-1]]} ({len(part)})"
         for part in parts
     ]
     means = [ordered.iloc[part].mean().to_numpy() for part in parts]

@@ -9,7 +9,8 @@ from PIL import Image
 
 from aigtool.analysis.figures import write_analysis
 from aigtool.analysis.image_plots import drawn_classes, inference_graph
-from aigtool.analysis.rates import class_rates
+from aigtool.analysis.plots import class_heatmap
+from aigtool.analysis.rates import class_rates, gate_rates
 from aigtool.data.images import ImageSet
 from aigtool.errors import UserError
 from aigtool.trace import ExecutionTrace
@@ -40,6 +41,20 @@ def test_every_figure_is_drawn_without_a_warning(
             with Image.open(path) as image:
                 assert min(image.size) > 400
                 assert image.convert("L").getextrema()[0] < 100
+
+
+def test_of_many_classes_each_row_is_a_branch_of_their_tree() -> None:
+    rates = {0.0: 2, 0.5: 3, 1.0: 5}
+    wanted = np.repeat(list(rates), list(rates.values()))[[7, 0, 3, 9, 1, 4, 8, 2, 5, 6]]
+    labels = np.repeat(np.arange(10), 20)
+    executed = np.tile(np.arange(20) / 20, 10) < wanted[labels]
+    trace = make_trace(executed[:, None].repeat(4, 1), labels, np.zeros(200, int), 10)
+    figure = class_heatmap(class_rates(trace), gate_rates(trace), most_rows=3)
+    tree, rows = figure.axes[:2]
+    names = [label.get_text() for label in rows.get_yticklabels()]
+    shown = np.asarray(rows.images[0].get_array())[:, 0]
+    assert {rate: int(name[-2]) for rate, name in zip(shown, names, strict=True)} == rates
+    assert sum(len(links.get_paths()) for links in tree.collections) == 2
 
 
 def test_one_image(tmp_path: Path) -> None:
