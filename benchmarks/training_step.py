@@ -3,14 +3,15 @@
 Both networks train in one process, step by step in turn, without distillation; a row gives medians,
 and the quartiles of the ratio.
 Batch norms of both go by the statistics they came with, as fine-tuning keeps them, or by those of
-minibatches.
+minibatches. Gates are new ones, which execute most blocks, or begin at another rate.
 
-python benchmarks/training_step.py [--norm-statistics batch] [--device cuda] [--dtype bfloat16]
-    [--compile]
+python benchmarks/training_step.py [--rate 0.6] [--norm-statistics batch] [--device cuda]
+    [--dtype bfloat16] [--compile]
 """
 
 import argparse
 import copy
+import math
 import platform
 import statistics
 import time
@@ -78,9 +79,20 @@ def stepper(
     return step
 
 
+def begin_at(network: nn.Module, rate: float) -> None:
+    """Let new gates execute each block with a probability."""
+    half = math.log(rate / (1 - rate)) / 2
+    for _, gate in aigtool.named_gates(network):
+        with torch.no_grad():
+            gate.fc2.bias.copy_(torch.tensor([-half, half]))
+
+
 def main() -> None:
     """Print a row a network."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rate", type=float, help="at which gates begin")
     parser.add_argument("--norm-statistics", choices=get_args(NormStatistics), default="kept")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["bfloat16", "float16"])
@@ -91,13 +103,15 @@ def main() -> None:
     print(
         f"{where}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch "
         f"{torch.__version__}, {options.dtype or 'float32'}{', compiled' * options.compile}, norm "
-        f"statistics {options.norm_statistics}"
+        f"statistics {options.norm_statistics}, gates {options.rate or 'new'}"
     )
     print(f"{'network':16}  {'batch':>5}  {'dense s':>8}  {'gated s':>8}  {'ratio':>6}  quartiles")
     for name, size, batch in CASES:
         torch.manual_seed(0)
         dense = aigtool.create_network(name)
         gated = aigtool.convert(copy.deepcopy(dense))
+        if options.rate is not None:
+            begin_at(gated, options.rate)
         for network in (dense, gated):
             network.to(options.device, memory_format=torch.channels_last).train()
             for norm in batch_norms(network) if options.norm_statistics == "kept" else ():

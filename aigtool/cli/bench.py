@@ -21,6 +21,7 @@ from aigtool.cli.options import (
     Quiet,
     Seed,
     Split,
+    check_goes_with_data,
     parse_counts,
     parse_names,
     parse_rates,
@@ -135,6 +136,9 @@ def bench(
             "simulate-rate: it tells gates what to decide of noise, with --data they decide of "
             "images; expected one of the two"
         )
+    check_goes_with_data(
+        data, split=split, data_dir=data_dir, download=download, class_map=class_map
+    )
     rates = parse_rates("simulate-rate", simulate_rate or "0.6")
     sizes = parse_counts("batch-size", batch_size)
     types = parse_names("dtype", dtype, TYPES)

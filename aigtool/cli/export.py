@@ -19,6 +19,7 @@ from aigtool.cli.options import (
     Quiet,
     Seed,
     Split,
+    check_goes_with_data,
 )
 from aigtool.errors import UserError
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from aigtool.flops import NetworkFlops
     from aigtool.inference.answers import Answering
+    from aigtool.inference.checking import Check
     from aigtool.models.files import Model
 
 IMAGES = 32
@@ -61,11 +63,15 @@ def export(
     ] = None,
     split: Split = None,
     limit: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--limit", metavar="N", min=1, help="Images to check it on.", rich_help_panel="Data"
+            "--limit",
+            metavar="N",
+            min=1,
+            help=f"Images to check it on, {IMAGES} by default.",
+            rich_help_panel="Data",
         ),
-    ] = IMAGES,
+    ] = None,
     data_dir: DataDir = None,
     download: Download = False,
     class_map: ClassMap = None,
@@ -89,6 +95,13 @@ def export(
 
     It takes one image at a time, pixels in 0..1, and gives logits and the gates' decisions.
     """
+    check_goes_with_data(
+        data, split=split, data_dir=data_dir, download=download, class_map=class_map
+    )
+    if not check and (data is not None or limit is not None):
+        given = "--data" if data is not None else "--limit"
+        raise UserError(f"{given} with --no-check: its images are to check on; give one of the two")
+    count = limit or IMAGES
     with status("loading the network"):
         import torch
 
@@ -109,12 +122,12 @@ def export(
         size = loaded.description.input.size
         generator = torch.Generator().manual_seed(seed)
         batches: Iterable[Tensor] = (
-            torch.rand(1, *size, generator=generator) for _ in range(limit)
+            torch.rand(1, *size, generator=generator) for _ in range(count)
         )
-        checked_on = f"{limit} images of seeded noise"
+        checked_on = f"{count} images of seeded noise"
         if data is not None:
             source = DataSource(data, data_dir, download, class_map)
-            images = open_for(loaded, source, split, limit)
+            images = open_for(loaded, source, split, count)
             batches = (pixels for pixels, _ in load_batches(images))
             checked_on = f"{images.name} {images.split}".strip() + f", {len(images)} images"
     with status("exporting"):
@@ -141,14 +154,7 @@ def export(
             ("decisions", f"the same, {found.ties} ties" if found.ties else "the same"),
             ("logits", f"within {found.difference:.1e}"),
         ]
-        if found.compared == 0 and found.flips == 0:
-            raise UserError(
-                f"{checked_on}: of each, a gate's logit is within 1e-4 of its threshold and was "
-                "decided otherwise, so there is nothing to check by; give other images with "
-                "--data, or --no-check"
-            )
-        if not found.holds:
-            raise RuntimeError(f"the exported network is not the same on {checked_on}: {found}")
+        _must_hold(found, checked_on)
     with replacing(target) as temporary:
         temporary.write_bytes(exported)
     if json:
@@ -158,6 +164,17 @@ def export(
     if result["check"] and result["check"]["ties"]:
         note("a tie is an image with a gate whose logit is within 1e-4 of its threshold")
     wrote([target], f"aigtool predict {target} IMAGES" if format_ == "onnx" else "")
+
+
+def _must_hold(found: "Check", checked_on: str) -> None:
+    if found.compared == 0 and found.flips == 0:
+        raise UserError(
+            f"{checked_on}: of each, a gate's logit is within 1e-4 of its threshold and was "
+            "decided otherwise, so there is nothing to check by; give other images with "
+            "--data, or --no-check"
+        )
+    if not found.holds:
+        raise RuntimeError(f"the exported network is not the same on {checked_on}: {found}")
 
 
 def _onnx(model: "Model", flops: "NetworkFlops") -> tuple[bytes, "Callable[[], Answering]"]:

@@ -225,6 +225,24 @@ def parse_budgets(rates: str | None, flops: str | None) -> "list[Budget]":
     return [Budget(share, "rate" if flops is None else "flops") for share in shares]
 
 
+def check_goes_with_data(data: str | None, **given: object) -> None:
+    """Refuse options that are about the images of ``--data``, where there are none.
+
+    Example:
+        >>> check_goes_with_data("images", split="val")
+        >>> check_goes_with_data(None, split=None, data_dir=Path("images"))
+        Traceback (most recent call last):
+        ...
+        aigtool.errors.UserError: --data-dir without --data, whose images it is about: give both, \
+or leave it out
+    """
+    names = [name.replace("_", "-") for name, value in given.items() if value]
+    if data is None and names:
+        raise UserError(
+            f"--{names[0]} without --data, whose images it is about: give both, or leave it out"
+        )
+
+
 def parse_counts(
     option: str, text: str, least: int = 1, most: int | None = None, *, different: bool = False
 ) -> list[int]:

@@ -256,6 +256,18 @@ CASES = {
         "expected one of the two",
     ),
     "bench of images by name": (["bench", "cifar_resnet20", "--data", "images"], "random weights"),
+    "bench of a split of nothing": (
+        ["bench", "m.safetensors", "--split", "val"],
+        "--split without --data",
+    ),
+    "export with a class map of nothing": (
+        ["export", "m.safetensors", "--class-map", "map.json"],
+        "--class-map without --data",
+    ),
+    "export unchecked on images": (
+        ["export", "m.safetensors", "--no-check", "--limit", "3"],
+        "--limit with --no-check",
+    ),
     "bench without gates": (["bench", "dense.st"], "has no gates"),
     "bench of no network": (["bench", "resnet5O"], "did you mean resnet50"),
     "bench on no device": (

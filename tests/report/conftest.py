@@ -32,7 +32,8 @@ class Browser:
         self.driver.get_log("performance")
         self.driver.get_log("browser")
         self.driver.get(page.as_uri())
-        self.until(lambda: not self.texts(".plot:not(.js-plotly-plot)"))
+        folded = ":not(.run:not([open]) .plot)"
+        self.until(lambda: not self.texts(f".plot:not(.js-plotly-plot){folded}"))
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)

@@ -156,6 +156,21 @@ def test_points_of_curves_tell_their_values(browser: Browser, whole: Path) -> No
     assert said in browser.texts("#sweeps .chart li")
 
 
+def test_many_runs_are_folded_away(browser: Browser, tmp_path: Path) -> None:
+    for number in range(4):
+        write_run(tmp_path / f"run{number}")
+    write_report([tmp_path], tmp_path / "page.html")
+    browser.open(tmp_path / "page.html")
+    assert browser.run("return document.querySelectorAll('.run[open]').length") == 0
+    assert browser.texts(".js-plotly-plot") == []
+    browser.find(".run:nth-of-type(2) > summary").click()
+    browser.until(lambda: len(browser.texts(".js-plotly-plot")) == len(browser.texts(".plot")) / 4)
+    plot, drawing = browser.find(".run[open] .plot"), browser.find(".run[open] .main-svg")
+    assert drawing.size["width"] == pytest.approx(plot.size["width"], abs=1)
+    assert plot.size["width"] > 200
+    assert browser.complaints() == []
+
+
 def test_an_image_tells_what_it_took(browser: Browser, whole: Path) -> None:
     browser.open(whole)
     image = browser.find(".album li")

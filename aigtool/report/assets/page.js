@@ -232,16 +232,21 @@ function draw(box) {
   });
 }
 
-// The library takes a second to start: the page opens first, then curve after curve is drawn.
-const waiting = [...document.querySelectorAll(".chart")];
+// The library takes a second to start: the page opens first, then curve after curve is drawn, those
+// of a run that is folded away when it is opened.
+const waiting = new Set(document.querySelectorAll(".chart"));
 const drawNext = () => {
-  if (!waiting.length) return;
+  const box = [...waiting].find((chart) => !chart.closest(".run:not([open])"));
+  if (!box) return false;
   if (!window.Plotly) document.body.append(make("script", document.getElementById("plotly").textContent));
-  draw(waiting.shift());
+  waiting.delete(box);
+  draw(box);
+  return true;
 };
-const drawRest = () => {
-  drawNext();
-  if (waiting.length) setTimeout(drawRest);
-};
+const drawRest = () => { if (drawNext()) setTimeout(drawRest); };
 addEventListener("load", () => setTimeout(drawRest));
-addEventListener("beforeprint", () => { while (waiting.length) drawNext(); });
+document.addEventListener("toggle", () => { if (document.readyState === "complete") drawRest(); }, true);
+addEventListener("beforeprint", () => {
+  for (const run of document.querySelectorAll(".run")) run.open = true;
+  while (drawNext());
+});
