@@ -116,6 +116,12 @@ from .models.zoo import (
 from .rehearsal import ResidualBlock as ResidualBlock
 from .report.page import write_report as write_report
 from .robustness.attacks import fgsm as fgsm
+from .robustness.attacks import frozen_gates as frozen_gates
+from .robustness.attacks import noise as noise
+from .robustness.attacks import pgd as pgd
+from .robustness.balls import L2 as L2
+from .robustness.balls import Ball as Ball
+from .robustness.balls import Linf as Linf
 from .robustness.defenses import jpeg as jpeg
 from .robustness.evaluation import Judged as Judged
 from .robustness.evaluation import attack_accuracy as attack_accuracy

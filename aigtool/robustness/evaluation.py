@@ -15,7 +15,7 @@ from aigtool.errors import UserError
 from aigtool.flops import NetworkFlops
 from aigtool.gates import Policy
 from aigtool.models.description import PixelNetwork
-from aigtool.robustness.attacks import check_epsilon, loss_gradient, move
+from aigtool.robustness.attacks import LINF, loss_gradient, move
 from aigtool.robustness.defenses import check_quality, jpeg
 
 
@@ -103,7 +103,7 @@ def attack_accuracy(
     if not epsilons:
         raise UserError("no epsilon given: expected at least one, such as 8/255")
     for epsilon in epsilons:
-        check_epsilon(epsilon)
+        LINF.check(epsilon)
     for quality in qualities:
         check_quality(quality)
     cases = _Cases(list(dict.fromkeys(epsilons)), [None, *dict.fromkeys(qualities)])

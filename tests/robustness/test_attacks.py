@@ -1,4 +1,6 @@
 import math
+import re
+from typing import Any
 
 import foolbox
 import pytest
@@ -8,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from aigtool.conversion import convert, named_gates
+from aigtool.conversion import convert, forced_decisions, named_gates, recorded_decisions
 from aigtool.errors import UserError
 from aigtool.models.description import InputSpec, PixelNetwork
-from aigtool.robustness.attacks import fgsm, loss_gradient, move
+from aigtool.robustness.attacks import fgsm, frozen_gates, loss_gradient, move, noise, pgd
+from aigtool.robustness.balls import L2, Ball, Linf
 
 EPSILONS = (0.5 / 255, 1 / 255, 8 / 255, 16 / 255, 0.3)
 
@@ -92,3 +95,164 @@ def test_pixels_move_at_most_epsilon_and_stay_pixels(epsilon: float, seed: int) 
 def test_a_wrong_epsilon_is_told(epsilon: float) -> None:
     with pytest.raises(UserError, match="epsilon"):
         fgsm(nn.Identity(), torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), epsilon=epsilon)
+
+
+BALLS: dict[str, Ball] = {"linf": Linf(), "l2": L2()}
+LENGTHS = {"linf": 4 / 255, "l2": 0.5}
+
+
+@pytest.fixture
+def many() -> tuple[torch.Tensor, torch.Tensor]:
+    """64 images: a loss that is a mean scales gradients by a power of two, and so exactly."""
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (64, 3, 32, 32), generator=generator) / 255
+    return pixels, torch.randint(0, 3, (64,), generator=generator)
+
+
+@pytest.fixture
+def gated(network: PixelNetwork) -> PixelNetwork:
+    """A network whose gates differ from image to image."""
+    convert(network.network)
+    for _, gate in named_gates(network):
+        nn.init.normal_(gate.fc2.weight, std=2.0)
+    return network
+
+
+@pytest.mark.parametrize("epsilon", EPSILONS)
+def test_pgd_equals_both_libraries_element_for_element(
+    epsilon: float, gated: PixelNetwork, many: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    ours = pgd(gated, *many, epsilon=epsilon, steps=5, step_size=epsilon / 4)
+    theirs = torchattacks.PGD(gated, epsilon, epsilon / 4, steps=5, random_start=False)(*many)
+    assert torch.equal(ours, theirs)
+    attack = foolbox.attacks.LinfProjectedGradientDescentAttack(
+        abs_stepsize=epsilon / 4, steps=5, random_start=False
+    )
+    model = foolbox.PyTorchModel(gated, bounds=(0, 1), device="cpu")
+    _, theirs, _ = attack(model, *many, epsilons=epsilon)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("is_targeted", [False, True])
+def test_pgd_in_l2_equals_foolbox(
+    is_targeted: bool, gated: PixelNetwork, many: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """But for rounding: foolbox squares and sums in another order. In float32 that turns gates."""
+    gated.double()
+    pixels, labels = many[0].double(), many[1]
+    ours = pgd(
+        gated,
+        pixels,
+        labels,
+        epsilon=0.5,
+        ball=L2(),
+        steps=4,
+        step_size=0.2,
+        is_targeted=is_targeted,
+    )
+    kind = foolbox.criteria.TargetedMisclassification if is_targeted else foolbox.Misclassification
+    attack = foolbox.attacks.L2ProjectedGradientDescentAttack(
+        abs_stepsize=0.2, steps=4, random_start=False
+    )
+    model = foolbox.PyTorchModel(gated, bounds=(0, 1), device="cpu")
+    _, theirs, _ = attack(model, pixels, kind(labels), epsilons=0.5)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_one_step_of_the_whole_length_is_fgsm(
+    gated: PixelNetwork, many: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    one = pgd(gated, *many, epsilon=8 / 255, steps=1, step_size=8 / 255)
+    assert torch.equal(one, fgsm(gated, *many, epsilon=8 / 255))
+    there = fgsm(gated, *many, epsilon=8 / 255, is_targeted=True)
+    with torch.no_grad():
+        losses = [nn.functional.cross_entropy(gated(x), many[1]) for x in (there, many[0], one)]
+    assert losses == sorted(losses)
+
+
+@pytest.mark.parametrize("is_targeted", [False, True])
+def test_of_restarts_the_best_is_kept(
+    is_targeted: bool, gated: PixelNetwork, many: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    pixels, labels = many
+    options = {"epsilon": 2 / 255, "steps": 2, "is_targeted": is_targeted}
+    once = pgd(gated, pixels, labels, restarts=1, **options)
+    often = pgd(gated, pixels, labels, restarts=4, **options)
+    assert not torch.equal(once, pgd(gated, pixels, labels, **options))
+    assert torch.equal(often, pgd(gated, pixels, labels, restarts=4, **options))
+    with torch.no_grad():
+        right = [(gated(x).argmax(1) == labels) != is_targeted for x in (often, once)]
+    assert not (right[0] & ~right[1]).any()
+    assert not torch.equal(often, once)
+
+
+@given(st.sampled_from(list(BALLS)), st.floats(0, 1), st.integers(0, 2**31))
+def test_no_attack_leaves_its_ball_or_the_pixels(norm: str, epsilon: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.rand(3, 1, 4, 4, generator=generator)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    labels = torch.tensor([0, 1, 2])
+    ball = BALLS[norm]
+    for attacked in (
+        fgsm(network, pixels, labels, epsilon=epsilon, ball=ball),
+        pgd(network, pixels, labels, epsilon=epsilon, ball=ball, steps=3),
+        pgd(network, pixels, labels, epsilon=epsilon, ball=ball, steps=2, restarts=1, seed=seed),
+        noise(pixels, epsilon=epsilon, ball=ball, seed=seed),
+    ):
+        assert 0 <= attacked.min() <= attacked.max() <= 1
+        way = (attacked.double() - pixels.double()).flatten(1)
+        length = way.abs().max() if norm == "linf" else way.norm(dim=1).max()
+        # Each pixel, below 2, is rounded a few times by 2^-24 at most.
+        assert length <= epsilon + (2**-23 if norm == "linf" else 4 * 2**-23)
+
+
+def test_frozen_gates_are_constants(gated: PixelNetwork) -> None:
+    gated.double()
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.rand(8, 3, 32, 32, generator=generator, dtype=torch.double)
+    labels = torch.randint(0, 3, (8,), generator=generator)
+    moved = pixels / 8
+    with torch.no_grad(), recorded_decisions(gated) as decisions:
+        gated(pixels)
+        for name, gate in named_gates(gated):
+            gate.threshold.fill_(decisions[name].logit.median())
+        gated(pixels)
+        made = {name: decision.scale.clone() for name, decision in decisions.items()}
+        gated(moved)
+        assert any(not torch.equal(decisions[name].scale, made[name]) for name in made)
+    with frozen_gates(gated, pixels):
+        frozen = loss_gradient(gated, moved, labels)
+    constants = {name: scale.requires_grad_() for name, scale in made.items()}
+    with forced_decisions(gated, constants):
+        torch.testing.assert_close(loss_gradient(gated, moved, labels), frozen)
+    assert not torch.allclose(loss_gradient(gated, pixels, labels), frozen)
+
+
+def test_weights_are_as_they_were(
+    gated: PixelNetwork, images: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    first, *others = gated.parameters()
+    first.requires_grad_(False)
+    pgd(gated, *images, epsilon=0.1, steps=1)
+    with pytest.raises(IndexError):
+        loss_gradient(gated, images[0], images[1] + 3)
+    assert not first.requires_grad
+    assert all(weight.requires_grad for weight in others)
+    assert all(weight.grad is None for weight in others)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"epsilon": 8.0}, "epsilon 8, was 8/255 meant"),
+        ({"epsilon": 300.0}, "epsilon 300: expected 0 to 1"),
+        ({"epsilon": -1.0, "ball": L2()}, "epsilon -1: expected 0 or more"),
+        ({"epsilon": 0.1, "steps": 0}, "steps 0, restarts 0: expected at least 1"),
+        ({"epsilon": 0.1, "restarts": -1}, "restarts -1"),
+        ({"epsilon": 0.1, "step_size": 0.0}, "step size 0: expected a length above 0"),
+    ],
+)
+def test_wrong_options_are_told(options: dict[str, Any], told: str) -> None:
+    labels = torch.zeros(1, dtype=torch.long)
+    with pytest.raises(UserError, match=re.escape(told)):
+        pgd(nn.Flatten(), torch.zeros(1, 1, 1, 2), labels, **options)
