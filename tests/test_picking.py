@@ -10,6 +10,18 @@ FORMATS = st.sampled_from([torch.contiguous_format, torch.channels_last])
 CHOSEN = st.lists(st.integers(0, 4), unique=True)
 
 
+def assert_same_gradients(
+    joined: torch.Tensor, plain: torch.Tensor, inputs: list[torch.Tensor]
+) -> None:
+    weights = torch.randn_like(joined)
+    for ours, theirs in zip(
+        torch.autograd.grad(joined, inputs, weights),
+        torch.autograd.grad(plain, inputs, weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
+
+
 @given(SHAPES, FORMATS, FORMATS, CHOSEN)
 def test_it_is_plain_indexing_in_any_format(
     shape: tuple[int, ...],
@@ -51,13 +63,7 @@ def test_each_image_by_its_factor_is_plain_arithmetic(
     plain = x + inputs[2].view(-1, *[1] * (x.ndim - 1)) * added
     torch.testing.assert_close(joined, plain, rtol=1e-15, atol=1e-15)
     assert joined.stride() == x.stride()
-    weights = torch.randn_like(joined)
-    for ours, theirs in zip(
-        torch.autograd.grad(joined, inputs, weights),
-        torch.autograd.grad(plain, inputs, weights),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
+    assert_same_gradients(joined, plain, inputs)
 
 
 @pytest.mark.parametrize("cached", [20, 2**18], ids=["in pieces", "at once"])
@@ -107,10 +113,4 @@ def test_what_is_skipped_needs_no_graph(
     joined = add_executed(x, executed, skipped, scale)
     assert torch.equal(joined, plain)
     assert joined.stride() == plain.stride()
-    weights = torch.randn_like(joined)
-    for ours, theirs in zip(
-        torch.autograd.grad(joined, inputs, weights),
-        torch.autograd.grad(plain, inputs, weights),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
+    assert_same_gradients(joined, plain, inputs)

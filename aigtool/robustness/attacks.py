@@ -100,7 +100,7 @@ def pgd(
     if steps < 1 or restarts < 0:
         raise UserError(f"steps {steps}, restarts {restarts}: expected at least 1 and at least 0")
     length = 2.5 * epsilon / steps if step_size is None else step_size
-    if length <= 0 < epsilon:
+    if epsilon and not 0 < length < float("inf"):
         raise UserError(f"step size {length:g}: expected a length above 0")
     sign = -1.0 if is_targeted else 1.0
 
@@ -159,7 +159,7 @@ def frozen_gates(network: nn.Module, pixels: Tensor) -> Iterator[None]:
     """Hold a network's gates at their decisions on images, so that an attack sees no gate.
 
     Args:
-        network: Takes pixels, in evaluation mode.
+        network: Takes pixels, in evaluation mode; its gates' policy is one that decides.
         pixels: ``(N, C, H, W)``, of the batch that is run within.
 
     Example:

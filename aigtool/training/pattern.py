@@ -62,7 +62,7 @@ def skip_least(
     budget.check(flops)
     names = [block.name for block in flops.gated_blocks]
     weights = dict(zip(names, budget.weights(flops).tolist(), strict=True))
-    loss_without = measured_without(model, images.limited(MOST_IMAGES))
+    loss_without = _measured_without(model, images.limited(MOST_IMAGES))
     left, skipped = names, list[str]()
     while sum(weights[name] for name in left) > budget.mean_rate(flops) + ROUNDING:
         least = min(left, key=lambda name: loss_without([*skipped, name]))
@@ -72,25 +72,8 @@ def skip_least(
     return skipped
 
 
-def measured_without(model: Model, images: ImageSet) -> Callable[[Sequence[str]], float]:
-    """Return what tells a network's mean cross entropy when named blocks are skipped.
-
-    Args:
-        model: Its network is gated; it is left as it is.
-        images: With labels.
-
-    Example:
-        >>> from aigtool.conversion import convert
-        >>> from aigtool.data.images import open_images
-        >>> from aigtool.data.loading import eval_transform
-        >>> from aigtool.models.zoo import create_network, describe
-        >>> network = convert(create_network("cifar_resnet20")).eval()
-        >>> model = Model(network, describe("cifar_resnet20", network))
-        >>> images = open_images("digits", "val", eval_transform(model.description.input))
-        >>> loss_without = measured_without(model, images.limited(16))
-        >>> loss_without([]) != loss_without(["layer1.0"])
-        True
-    """
+def _measured_without(model: Model, images: ImageSet) -> Callable[[Sequence[str]], float]:
+    """Return what tells a network's mean cross entropy when named blocks are skipped."""
     device = next(model.network.parameters()).device
     served = serve(model.network, model.description.input.size)
     network = PixelNetwork(served, model.description.input).to(device).eval()

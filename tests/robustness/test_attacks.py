@@ -250,6 +250,7 @@ def test_weights_are_as_they_were(
         ({"epsilon": 0.1, "steps": 0}, "steps 0, restarts 0: expected at least 1"),
         ({"epsilon": 0.1, "restarts": -1}, "restarts -1"),
         ({"epsilon": 0.1, "step_size": 0.0}, "step size 0: expected a length above 0"),
+        ({"epsilon": 0.1, "step_size": math.nan}, "step size nan: expected a length above 0"),
     ],
 )
 def test_wrong_options_are_told(options: dict[str, Any], told: str) -> None:
