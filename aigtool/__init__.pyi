@@ -122,9 +122,24 @@ from .robustness.attacks import pgd as pgd
 from .robustness.balls import L2 as L2
 from .robustness.balls import Ball as Ball
 from .robustness.balls import Linf as Linf
+from .robustness.cases import Judged as Judged
+from .robustness.cases import Robustness as Robustness
+from .robustness.compute import compute_attack as compute_attack
+from .robustness.defenses import Defended as Defended
+from .robustness.defenses import Defense as Defense
 from .robustness.defenses import jpeg as jpeg
-from .robustness.evaluation import Judged as Judged
-from .robustness.evaluation import attack_accuracy as attack_accuracy
+from .robustness.defenses import jpeg_defense as jpeg_defense
+from .robustness.evaluation import attack_networks as attack_networks
+from .robustness.evaluation import pixel_batches as pixel_batches
+from .robustness.libraries import library_attack as library_attack
+from .robustness.sanity import sanity_checks as sanity_checks
+from .robustness.slowdown import attack_compute as attack_compute
+from .robustness.suite import Attack as Attack
+from .robustness.suite import Fgsm as Fgsm
+from .robustness.suite import Noise as Noise
+from .robustness.suite import Pgd as Pgd
+from .robustness.tables import accuracy_rows as accuracy_rows
+from .robustness.tables import gate_rows as gate_rows
 from .selection import parse_targets as parse_targets
 from .trace import (
     ExecutionTrace as ExecutionTrace,

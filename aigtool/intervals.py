@@ -1,10 +1,10 @@
-"""Intervals of shares that were counted."""
+"""Intervals of shares that were counted, and tests between them."""
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
+from scipy.stats import binom, norm
 
 
 def wilson_interval(
@@ -36,3 +36,27 @@ def wilson_interval(
     low = np.where(count == 0, 0.0, center - spread)
     high = np.where(count == total, 1.0, center + spread)
     return low, high
+
+
+def mcnemar(right: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> tuple[int, int, float]:
+    """Compare two answers to each of the same images by McNemar's test, exactly.
+
+    Q. McNemar, Psychometrika, 1947: the images that both get right, or wrong, say nothing; of the
+    others half would fall to either side if neither were better.
+
+    Args:
+        right: ``(images,)``, whether each answer is right.
+        other: The same of the other.
+
+    Returns:
+        The images that only the first got right, those that only the other did, and the p-value of
+        both sides.
+
+    Example:
+        >>> ours, theirs = np.array([True] * 7 + [False]), np.array([False] * 6 + [True] * 2)
+        >>> mcnemar(ours, theirs)
+        (6, 1, 0.125)
+    """
+    ours, theirs = int((right & ~other).sum()), int((other & ~right).sum())
+    tail = binom.cdf(min(ours, theirs), ours + theirs, 0.5)
+    return ours, theirs, float(min(1.0, 2 * tail))

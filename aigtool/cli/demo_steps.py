@@ -23,8 +23,10 @@ from aigtool.models.description import Description, InputSpec
 from aigtool.models.files import Model, load_model, save_model
 from aigtool.models.zoo import create_network
 from aigtool.report.page import write_report
-from aigtool.robustness.evaluation import Judged, attack_accuracy
+from aigtool.robustness.cases import Judged
+from aigtool.robustness.defenses import jpeg_defense
 from aigtool.robustness.files import write_attack
+from aigtool.robustness.report import AttackPlan, report_attack
 from aigtool.training.config import FinetuneConfig
 from aigtool.training.loop import finetune
 
@@ -81,11 +83,17 @@ def run_demo(
     note("5. look into the gates")
     figures, _ = write_analysis(traces["gated"], folder / "analysis")
 
-    note("6. attack both with FGSM, with and without JPEG as a defence")
-    judged = {name: Judged(s.network, s.flops, policy) for name, (s, policy) in subjects.items()}
-    with progress("attacking", len(test)) as advance:
-        rows = attack_accuracy(judged, test, epsilons=(0, EPSILON / 2, EPSILON), progress=advance)
-    curves = write_attack(rows, folder / "attack", f"digits test, {len(test)} images")
+    note("6. attack both with FGSM, with and without JPEG as a defence; attack what gates execute")
+    judged = {
+        name: Judged(s.network, s.flops, policy) for name, (s, policy) in reversed(subjects.items())
+    }
+    attacked = report_attack(
+        judged,
+        test,
+        AttackPlan((0, EPSILON / 2, EPSILON), defenses=[jpeg_defense()], compute=[EPSILON]),
+        progress=progress,
+    )
+    curves = write_attack(attacked, folder / "attack")
 
     note("7. time both in turns, on one image")
     settings = [Setting("skip", device, torch.float32, 1, torch.get_num_threads())]
@@ -96,7 +104,9 @@ def run_demo(
     page = folder / "report.html"
     write_report([folder], page)
 
-    results = {name: trace.summary() | _attacked(rows, name) for name, trace in traces.items()}
+    results = {
+        name: trace.summary() | _attacked(attacked.rows, name) for name, trace in traces.items()
+    }
     files = [folder / "run", folder / "traces", *figures, *curves, *times, page]
     return results, files, time.monotonic() - start
 

@@ -169,31 +169,30 @@ Debug = Annotated[
 ]
 
 
-def parse_epsilons(text: str) -> list[float]:
-    """Read epsilons such as ``0,2/255,0.03``.
+def parse_epsilons(option: str, text: str) -> list[float]:
+    """Read epsilons such as ``0,2/255,0.03``; each attack says which it takes.
 
     Raises:
-        UserError: One is no number from 0 to 1.
+        UserError: One is no number of at least 0.
 
     Example:
-        >>> parse_epsilons("0,51/255")
+        >>> parse_epsilons("epsilon", "0,51/255")
         [0.0, 0.2]
     """
-    return [_epsilon(part.strip()) for part in text.split(",")]
+    return [_epsilon(option, part.strip()) for part in text.split(",")]
 
 
-def _epsilon(text: str) -> float:
+def _epsilon(option: str, text: str) -> float:
     over, slash, under = text.partition("/")
     try:
         value = float(over) / float(under) if slash else float(text)
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if not 0 <= value < math.inf:
         raise UserError(
-            f"epsilon {text!r}: expected numbers from 0 to 1 with commas between, such as "
+            f"{option} {text!r}: expected numbers of at least 0 with commas between, such as "
             "0,2/255,8/255"
-        ) from error
-    if not 0 <= value <= 1:
-        hint = f"; did you mean {text}/255?" if value > 1 and not slash else ""
-        raise UserError(f"epsilon {text}: expected a number from 0 to 1, such as 8/255{hint}")
+        )
     return value
 
 

@@ -170,6 +170,7 @@ class PixelNetwork(nn.Module):
     """A network that takes pixels in 0..1 and normalises them itself.
 
     It computes in the channels-last memory format, in which convolutions are faster, on a CPU too.
+    Pixels are normalised in their own precision, whatever that of the network.
 
     Args:
         network: Takes normalised images; its weights are laid out channels-last, in place.
@@ -195,5 +196,7 @@ class PixelNetwork(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pixels ``(N, C, H, W)`` in 0..1 to the network's output."""
         normalized = (pixels - self.mean) / self.std
+        if (weight := next(self.network.parameters(), None)) is not None:
+            normalized = normalized.to(weight.dtype)
         output: Tensor = self.network(normalized.contiguous(memory_format=torch.channels_last))
         return output

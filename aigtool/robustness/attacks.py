@@ -180,16 +180,43 @@ def frozen_gates(network: nn.Module, pixels: Tensor) -> Iterator[None]:
 
 
 def loss_gradient(network: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
-    """Return the gradient of cross entropy, summed over the images, by the pixels."""
+    """Return the gradient of cross entropy, summed over the images, by the pixels.
+
+    Args:
+        network: Takes pixels, in any precision; the loss is taken in that of the pixels.
+        pixels: ``(N, C, H, W)``.
+        labels: ``(N,)``.
+
+    Raises:
+        UserError: A label is none of the network's outputs.
+    """
     pixels = pixels.detach().clone().requires_grad_()
-    with torch.enable_grad(), _frozen_weights(network):
-        loss = F.cross_entropy(network(pixels), labels, reduction="sum")
+    with torch.enable_grad(), frozen_weights(network):
+        logits = network(pixels)
+        check_labels(labels, logits.shape[1])
+        loss = F.cross_entropy(logits.to(pixels.dtype), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, pixels)
     return gradient
 
 
+def check_labels(labels: Tensor, outputs: int) -> None:
+    """Refuse labels that are none of a network's outputs.
+
+    Raises:
+        UserError: There is one.
+    """
+    if (
+        len(labels)
+        and not 0 <= (least := int(labels.min())) <= (most := int(labels.max())) < outputs
+    ):
+        raise UserError(
+            f"labels from {least} to {most}, the network has {outputs} outputs: expected labels "
+            f"from 0 to {outputs - 1}; mend the class map"
+        )
+
+
 @contextmanager
-def _frozen_weights(network: nn.Module) -> Iterator[None]:
+def frozen_weights(network: nn.Module) -> Iterator[None]:
     """Keep nothing for weights' gradients, which nobody wants."""
     trainable = [weight for weight in network.parameters() if weight.requires_grad]
     for weight in trainable:

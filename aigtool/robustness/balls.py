@@ -35,6 +35,24 @@ class Ball(ABC):
         """Return a point of the ball around ``pixels``, each as likely as any other."""
 
     @abstractmethod
+    def lengths(self, way: Tensor) -> Tensor:
+        """Return how long each image's way is, ``(N,)``."""
+
+    @abstractmethod
+    def rounded(self, pixels: Tensor, moved: Tensor, epsilon: float) -> Tensor:
+        """Return ``moved`` in 8 bits, within the ball and 0..1.
+
+        Args:
+            pixels: The images that the ball is around, of 8 bits themselves.
+            moved: Points of the ball.
+            epsilon: Its size.
+        """
+
+    @abstractmethod
+    def unbounded(self, pixels: Tensor) -> float:
+        """Return an epsilon within which every image becomes grey."""
+
+    @abstractmethod
     def check(self, epsilon: float) -> float:
         """Return ``epsilon`` if it is in range.
 
@@ -67,6 +85,26 @@ class Linf(Ball):
     def drawn(self, pixels: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
         """Draw each pixel by itself."""
         return pixels + torch.empty_like(pixels).uniform_(-epsilon, epsilon, generator=generator)
+
+    def lengths(self, way: Tensor) -> Tensor:
+        """Return the largest change of a pixel."""
+        return way.abs().flatten(1).amax(1)
+
+    def rounded(self, pixels: Tensor, moved: Tensor, epsilon: float) -> Tensor:
+        """Round to the nearest, but where that leaves the ball.
+
+        Example:
+            >>> pixels, moved = torch.tensor([[[[100 / 255]]]]), torch.tensor([[[[101.6 / 255]]]])
+            >>> [round(255 * Linf().rounded(pixels, moved, e / 255).item()) for e in (2.0, 1.6)]
+            [102, 101]
+        """
+        lowest = _steps_up(255 * (pixels - epsilon))
+        highest = -_steps_up(-255 * (pixels + epsilon))
+        return (255 * moved).round().clamp(lowest, highest).clamp(0, 255) / 255
+
+    def unbounded(self, pixels: Tensor) -> float:  # noqa: ARG002
+        """Return the way from black, or white, to grey."""
+        return 0.5
 
     def check(self, epsilon: float) -> float:
         """Return ``epsilon`` if it is from 0 to 1."""
@@ -109,6 +147,28 @@ class L2(Ball):
         length = one.uniform_(generator=generator) ** (1 / pixels[0].numel())
         return pixels + epsilon * length * self.steepest(direction)
 
+    def lengths(self, way: Tensor) -> Tensor:
+        """Return the root of the sum of squares."""
+        lengths: Tensor = torch.linalg.vector_norm(way.flatten(1), dim=1)
+        return lengths
+
+    def rounded(self, pixels: Tensor, moved: Tensor, epsilon: float) -> Tensor:  # noqa: ARG002
+        """Round each pixel's change towards none, which makes no way longer.
+
+        Example:
+            >>> pixels, moved = torch.full((1, 1, 1, 1), 0.2), torch.full((1, 1, 1, 1), 0.209)
+            >>> round(L2().rounded(pixels, moved, 0.009).item() * 255, 4)
+            53.0
+        """
+        start = 255 * pixels
+        change = 255 * moved - start
+        whole = change.sign() * -_steps_up(-change.abs())
+        return (start + whole).round().clamp(0, 255) / 255
+
+    def unbounded(self, pixels: Tensor) -> float:
+        """Return the way from a black image, or a white one, to grey."""
+        return float(0.5 * pixels[0].numel() ** 0.5)
+
     def check(self, epsilon: float) -> float:
         """Return ``epsilon`` if it is finite and not negative."""
         if 0 <= epsilon < float("inf"):
@@ -117,6 +177,14 @@ class L2(Ball):
 
 
 def _lengths(x: Tensor) -> Tensor:
-    """Return each image's, at least one that can be divided by, ``(N, 1, 1, 1)``."""
-    lengths: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
-    return lengths.clamp(min=1e-12).view(-1, *[1] * (x.ndim - 1))
+    """Return each image's length, at least one that can be divided by, ``(N, 1, 1, 1)``."""
+    return L2().lengths(x).clamp(min=1e-12).view(-1, *[1] * (x.ndim - 1))
+
+
+def _steps_up(x: Tensor) -> Tensor:
+    """Return the whole numbers above, a number that is whole but for rounding being its own."""
+    return (x - 1e-3).ceil()
+
+
+BALLS: dict[str, Ball] = {ball.norm: ball for ball in (Linf(), L2())}
+"""By norm."""

@@ -1,14 +1,93 @@
 """Defences: what is done to an image before the network sees it."""
 
 import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
-from torch import Tensor
+from PIL import Image, features
+from torch import Tensor, nn
 
 from aigtool.errors import UserError
+
+SUBSAMPLING = "4:2:0"
+"""Of a JPEG's colours: one for four pixels, as most encoders do unasked."""
+
+
+@dataclass(frozen=True)
+class Defense:
+    """What is done to images before a network sees them.
+
+    Attributes:
+        name: What rows call it.
+        apply: Pixels ``(N, C, H, W)`` in 0..1 to such pixels.
+        quality: Of a JPEG encoder, if it is one.
+
+    Example:
+        >>> halved = Defense("halved", lambda pixels: pixels / 2)
+        >>> halved.apply(torch.ones(1, 1, 1, 1)).item()
+        0.5
+    """
+
+    name: str
+    apply: Callable[[Tensor], Tensor]
+    quality: int | None = None
+
+
+UNDEFENDED = Defense("none", lambda pixels: pixels)
+"""The image as it is."""
+
+
+def jpeg_defense(quality: int = 75) -> Defense:
+    """Return JPEG compression as a defence (Dziugaite et al., 2016), as in the paper.
+
+    Raises:
+        UserError: ``quality`` is out of range.
+    """
+    check_quality(quality)
+    return Defense("jpeg", lambda pixels: jpeg(pixels, quality=quality), quality)
+
+
+class Defended(nn.Module):
+    """A defended network as one sees it who knows of the defence and cannot differentiate it.
+
+    The gradient flows through the defence as if it changed nothing: backward pass differentiable
+    approximation (Athalye et al., ICML 2018, section 4.1).
+
+    Args:
+        network: Takes pixels.
+        defense: Before it.
+
+    Example:
+        >>> network = Defended(nn.Flatten(), Defense("signs", torch.sign))
+        >>> pixels = torch.full((1, 1, 1, 1), 0.25, requires_grad=True)
+        >>> network(pixels).sum().backward()
+        >>> network(pixels).item(), pixels.grad.item()
+        (1.0, 1.0)
+    """
+
+    def __init__(self, network: nn.Module, defense: Defense) -> None:
+        super().__init__()
+        self.network = network
+        self.defense = defense
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map pixels ``(N, C, H, W)`` in 0..1 to the network's output."""
+        output: Tensor = self.network(_PassedBack.apply(pixels, self.defense.apply))
+        return output
+
+
+class _PassedBack(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, pixels: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
+        return apply(pixels)
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
 
 
 def jpeg(pixels: Tensor, *, quality: int = 75) -> Tensor:
@@ -16,7 +95,7 @@ def jpeg(pixels: Tensor, *, quality: int = 75) -> Tensor:
 
     Args:
         pixels: ``(N, 3, H, W)`` in 0..1; rounded to 8 bits, as the encoder wants.
-        quality: Of the encoder, 1..100.
+        quality: Of the encoder, 1..100. Colours are subsampled 4:2:0.
 
     Returns:
         ``(N, 3, H, W)`` in 0..1, on the device and in the type of ``pixels``.
@@ -35,6 +114,18 @@ def jpeg(pixels: Tensor, *, quality: int = 75) -> Tensor:
     return torch.from_numpy(decoded).permute(0, 3, 1, 2).to(pixels) / 255
 
 
+def jpeg_encoder() -> str:
+    """Return what encodes, for records.
+
+    Example:
+        >>> jpeg_encoder().startswith("Pillow ")
+        True
+    """
+    library = "libjpeg-turbo" if features.check_feature("libjpeg_turbo") else "libjpeg"
+    version = features.version("libjpeg_turbo") or features.version("jpg")
+    return f"Pillow {features.version('pil')}, {library} {version}"
+
+
 def check_quality(quality: int) -> int:
     """Return a JPEG quality if it is from 1 to 100.
 
@@ -48,5 +139,5 @@ def check_quality(quality: int) -> int:
 
 def _round_trip(image: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="JPEG", quality=quality)
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=SUBSAMPLING)
     return np.asarray(Image.open(buffer))

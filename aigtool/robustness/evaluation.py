@@ -1,184 +1,344 @@
-"""What accuracy an attack leaves: networks, epsilons and defences on the same images."""
+"""Attack networks on the same images: attacks, epsilons, gates and defences."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
-import pandas as pd
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from aigtool.conversion import gate_policy, recorded_decisions
-from aigtool.data.images import ImageSet
-from aigtool.data.loading import load_batches
 from aigtool.errors import UserError
-from aigtool.flops import NetworkFlops
-from aigtool.gates import Policy
-from aigtool.models.description import PixelNetwork
-from aigtool.robustness.attacks import LINF, loss_gradient, move
-from aigtool.robustness.defenses import check_quality, jpeg
+from aigtool.robustness.attacks import check_labels, frozen_gates
+from aigtool.robustness.cases import (
+    GATE_GRADIENTS,
+    LEAST_LIKELY,
+    Attacked,
+    Attacker,
+    Case,
+    GateGradient,
+    Judged,
+    Robustness,
+    Tally,
+)
+from aigtool.robustness.defenses import UNDEFENDED, Defended, Defense
+from aigtool.robustness.suite import Attack, Fgsm
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A network to attack.
+class _Plan:
+    """What is done to each batch."""
 
-    Attributes:
-        network: Takes pixels, in evaluation mode.
-        flops: Counts of it.
-        policy: Its gate policy; ``open`` stands for the network before gating.
-    """
-
-    network: PixelNetwork
-    flops: NetworkFlops
-    policy: Policy
-
-    @property
-    def decides(self) -> bool:
-        """Whether its gates decide image by image."""
-        return self.policy in ("argmax", "sampled") and bool(self.flops.gated_blocks)
-
-
-@dataclass
-class _Tally:
-    correct: int = 0
-    correct_of_right: int = 0
-    executed: int = 0
-    gflops: float = 0.0
-    agreeing: int = 0
-
-
-@dataclass(frozen=True)
-class _Cases:
     epsilons: Sequence[float]
-    qualities: Sequence[int | None]
+    attacks: Sequence[Attack]
+    defenses: Sequence[Defense]
+    attackers: Sequence[Attacker]
+    gate_gradients: Sequence[GateGradient]
+    is_eight_bit: bool
+    seed: int
+    watch: Callable[[Attacked], None]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Images, and what is wanted of an attack on them."""
+
+    first: int
+    pixels: Tensor
+    labels: Tensor
+    aims: Tensor | None
 
 
 @dataclass(frozen=True)
 class _Outcome:
+    answers: Tensor
     right: Tensor
     executed: Tensor
 
+    def unless(self, other: "_Outcome") -> "_Outcome":
+        """Return the other outcome for images that are wrong there and right here."""
+        taken = self.right & ~other.right
+        return _Outcome(
+            torch.where(taken, other.answers, self.answers),
+            self.right & other.right,
+            torch.where(taken[:, None], other.executed, self.executed),
+        )
 
-@dataclass
-class _Totals:
-    images: int = 0
-    right: dict[tuple[str, int | None], int] = field(default_factory=dict)
-    cells: dict[tuple[str, float, int | None], _Tally] = field(default_factory=dict)
 
-
-def attack_accuracy(
+def attack_networks(
     networks: Mapping[str, Judged],
-    images: ImageSet,
+    batches: Iterable[tuple[Tensor, Tensor]],
     *,
     epsilons: Sequence[float],
-    qualities: Sequence[int] = (75,),
-    batch_size: int = 128,
-    workers: int | None = 0,
+    attacks: Sequence[Attack] = (Fgsm(),),
+    defenses: Sequence[Defense] = (),
+    attackers: Sequence[Attacker] = ("static",),
+    gate_gradients: Sequence[GateGradient] = ("straight-through",),
+    target: int | str | None = None,
+    is_eight_bit: bool = False,
+    seed: int = 0,
+    watch: Callable[[Attacked], None] = lambda _: None,
     progress: Callable[[int], None] = lambda _: None,
-) -> pd.DataFrame:
-    """Attack networks with FGSM and report the accuracy left, with and without JPEG.
-
-    Each network is attacked with its own gradients, unaware of the defence. Under a defence the
-    clean image too goes through it before it counts as right.
+) -> Robustness:
+    """Attack networks, each with its own gradients, and count the answers that stay right.
 
     Args:
-        networks: By the name that the rows give them: ``gated``, ``dense``, ``open``.
-        images: The same for every row.
+        networks: By the name that the rows give them: ``gated``, then ``dense`` or ``open``.
+        batches: ``(pixels, labels)``; the same for every row. ``pixel_batches`` makes them of a
+            loader that normalises.
         epsilons: In pixels of 0..1; 0 is the clean image.
-        qualities: JPEG qualities to defend with; the undefended network is always there.
-        batch_size: Images a batch.
-        workers: Processes that read images, as of ``load_batches``.
+        attacks: What to attack with.
+        defenses: Such as ``jpeg_defense()``; the undefended network is always there. Behind a
+            defence the clean image too goes through it before it counts as right.
+        attackers: ``static`` does not know of the defence; ``adaptive`` does, and takes its
+            gradient straight through it (see ``Defended``).
+        gate_gradients: What an attack sees of gates that decide: ``straight-through``, their
+            gradient; ``frozen``, the decisions on the clean image as constants, the finished image
+            being judged with gates that decide freely; ``worst``, an image counts as wrong if
+            either attack makes it wrong.
+        target: What attacks that are targeted want for an answer: a class, whose own images stay
+            as they are, or ``least-likely``, the least likely of each network and clean image.
+        is_eight_bit: Whether attacked images are rounded to what a file of 8 bits can hold, within
+            the ball.
+        seed: Of all that attacks draw.
+        watch: Called with what was attacked, to look at it or save it.
         progress: Called with the number of images done after each batch.
 
-    Returns:
-        A row for each network, epsilon and defence, with the columns of ``aigtool attack --json``:
-        ``top1_of_clean_right`` is over the images that were right before the attack;
-        ``gate_agreement`` is the share of decisions that equal those on the clean image without a
-        defence.
-
     Raises:
-        UserError: An epsilon or a quality is out of range, or there is none.
+        UserError: An epsilon is out of range, there is none, a label is none of the network's
+            outputs, ``target`` and attacks do not go together, or gates are asked for where no
+            network has gates that decide.
+
+    Example:
+        >>> from aigtool.flops import count_flops
+        >>> from aigtool.models.description import InputSpec, PixelNetwork
+        >>> from aigtool.models.zoo import create_network
+        >>> network = create_network("cifar_resnet20")
+        >>> pixels = PixelNetwork(network, InputSpec.of(network)).eval()
+        >>> judged = Judged(pixels, count_flops(network, (3, 32, 32)), "open")
+        >>> batches = [(torch.rand(4, 3, 32, 32), torch.arange(4))]
+        >>> found = attack_networks({"dense": judged}, batches, epsilons=[0, 8 / 255])
+        >>> [case.epsilon for case in found.tallies]
+        [0, 0.03137254901960784]
     """
-    if not epsilons:
-        raise UserError("no epsilon given: expected at least one, such as 8/255")
-    for epsilon in epsilons:
-        LINF.check(epsilon)
-    for quality in qualities:
-        check_quality(quality)
-    cases = _Cases(list(dict.fromkeys(epsilons)), [None, *dict.fromkeys(qualities)])
-    totals = _Totals()
-    for pixels, labels in load_batches(images, batch_size=batch_size, workers=workers):
-        for name, judged in networks.items():
-            with gate_policy(judged.network, judged.policy):
-                _attack_batch(name, judged, (pixels, labels), cases, totals)
-        totals.images += len(labels)
-        progress(len(labels))
-    rows = pd.DataFrame(
-        _row(name, judged, epsilon, quality, totals)
-        for name, judged in networks.items()
-        for quality in cases.qualities
-        for epsilon in cases.epsilons
+    plan = _Plan(
+        list(dict.fromkeys(epsilons)),
+        attacks,
+        [UNDEFENDED, *defenses],
+        attackers,
+        gate_gradients,
+        is_eight_bit,
+        seed,
+        watch,
     )
-    return rows.astype({"quality": "Int64"})
+    _check(plan, networks, target)
+    found = Robustness(networks, target)
+    labels = [found.labels]
+    first = 0
+    for given, known in batches:
+        for name, judged in networks.items():
+            pixels, right = (tensor.to(judged.network.mean.device) for tensor in (given, known))
+            with gate_policy(judged.network, judged.policy):
+                batch = _Batch(first, pixels, right, _aims(judged, pixels, right, target))
+                clean = {d: _judge(judged, batch, pixels, d) for d in plan.defenses}
+                for case, outcome in _BatchAttack(name, judged, batch, plan).outcomes(clean):
+                    tally = found.tallies.setdefault(case, Tally())
+                    _count(tally, judged, batch, outcome, clean[UNDEFENDED])
+        labels.append(known.cpu().numpy())
+        first += len(known)
+        progress(len(known))
+    found.labels = np.concatenate(labels)
+    return found
 
 
-def _attack_batch(
-    name: str,
-    judged: Judged,
-    batch: tuple[Tensor, Tensor],
-    cases: _Cases,
-    totals: _Totals,
-) -> None:
-    pixels, labels = (tensor.to(judged.network.mean.device) for tensor in batch)
-    direction = loss_gradient(judged.network, pixels, labels).sign()
-    clean = {quality: _judge(judged, pixels, labels, quality) for quality in cases.qualities}
-    for quality, outcome in clean.items():
-        right = totals.right.get((name, quality), 0)
-        totals.right[name, quality] = right + int(outcome.right.sum())
-    for epsilon in cases.epsilons:
-        attacked = move(pixels, direction, epsilon=epsilon)
-        for quality in cases.qualities:
-            outcome = clean[quality] if not epsilon else _judge(judged, attacked, labels, quality)
-            tally = totals.cells.setdefault((name, epsilon, quality), _Tally())
-            tally.correct += int(outcome.right.sum())
-            tally.correct_of_right += int((outcome.right & clean[quality].right).sum())
-            tally.executed += int(outcome.executed.sum())
-            gflops = judged.flops.executed(outcome.executed.numpy(), judged.policy)
-            tally.gflops += float(gflops.sum())
-            tally.agreeing += int((outcome.executed == clean[None].executed).sum())
+def _check(plan: _Plan, networks: Mapping[str, Judged], target: int | str | None) -> None:
+    if not plan.epsilons:
+        raise UserError("no epsilon given: expected at least one, such as 8/255")
+    for attack in plan.attacks:
+        for epsilon in plan.epsilons:
+            attack.ball.check(epsilon)
+        if attack.is_targeted != (target is not None):
+            raise UserError(
+                f"attack {attack.name} is {'' if attack.is_targeted else 'un'}targeted, target "
+                f"{target}: expected targeted attacks with a target, and others without"
+            )
+    asked = [gradient for gradient in plan.gate_gradients if gradient != "straight-through"]
+    if asked and not any(judged.decides for judged in networks.values()):
+        raise UserError(
+            f"gate gradient {asked[0]}: no network here has gates that decide; expected a gated "
+            "network, or straight-through"
+        )
 
 
-def _judge(judged: Judged, pixels: Tensor, labels: Tensor, quality: int | None) -> _Outcome:
-    seen = pixels if quality is None else jpeg(pixels, quality=quality)
+def _aims(
+    judged: Judged, pixels: Tensor, labels: Tensor, target: int | str | None
+) -> Tensor | None:
+    with torch.inference_mode():
+        logits = judged.network(pixels[: None if target == LEAST_LIKELY else 1])
+    check_labels(labels, logits.shape[1])
+    if target is None:
+        return None
+    if target == LEAST_LIKELY:
+        least: Tensor = logits.argmin(1)
+        return least.clone()
+    if not isinstance(target, int) or not 0 <= target < logits.shape[1]:
+        raise UserError(
+            f"target {target}: expected {LEAST_LIKELY} or a class from 0 to {logits.shape[1] - 1}"
+        )
+    return torch.full_like(labels, target)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """An attack, by one who knows of a defence or of none, and the defences that it faces."""
+
+    attack: Attack
+    attacker: Attacker
+    known: Defense
+    faced: Sequence[Defense]
+
+
+def _ways(plan: _Plan) -> Iterator[_Way]:
+    for attack in plan.attacks:
+        if "static" in plan.attackers:
+            yield _Way(attack, "static", UNDEFENDED, plan.defenses)
+        if "adaptive" in plan.attackers and attack.sees_network:
+            for defense in plan.defenses:
+                if defense is not UNDEFENDED or "static" not in plan.attackers:
+                    yield _Way(attack, "adaptive", defense, [defense])
+
+
+@dataclass(frozen=True)
+class _BatchAttack:
+    """All that is done to one batch of one network."""
+
+    name: str
+    judged: Judged
+    batch: _Batch
+    plan: _Plan
+
+    def outcomes(self, clean: Mapping[Defense, _Outcome]) -> Iterator[tuple[Case, _Outcome]]:
+        """Yield what became of the images in each case."""
+        for way in _ways(self.plan):
+            asked = self._gradients(way.attack)
+            is_worst = "worst" in asked
+            found: dict[Case, _Outcome] = {}
+            for gradient in GATE_GRADIENTS[:2] if is_worst else asked:
+                found |= self._under(way, gradient, clean)
+            for case in list(found) if is_worst else ():
+                if case.gate_gradient == "frozen":
+                    seen = replace(case, gate_gradient="straight-through")
+                    both = replace(case, gate_gradient="worst")
+                    found[both] = found[seen].unless(found[case])
+            yield from ((case, one) for case, one in found.items() if case.gate_gradient in asked)
+
+    def _gradients(self, attack: Attack) -> Sequence[GateGradient | None]:
+        sees_gates = self.judged.decides and attack.sees_network
+        return self.plan.gate_gradients if sees_gates else (None,)
+
+    def _under(
+        self, way: _Way, gradient: GateGradient | None, clean: Mapping[Defense, _Outcome]
+    ) -> dict[Case, _Outcome]:
+        found = {}
+        for epsilon, moved in self._moved(way, gradient):
+            if epsilon:
+                case = self._case(way, gradient, way.known, epsilon)
+                batch = self.batch
+                self.plan.watch(Attacked(case, batch.first, batch.pixels, moved, batch.labels))
+            for defense in way.faced:
+                found[self._case(way, gradient, defense, epsilon)] = (
+                    _judge(self.judged, self.batch, moved, defense) if epsilon else clean[defense]
+                )
+        return found
+
+    def _case(
+        self, way: _Way, gradient: GateGradient | None, defense: Defense, epsilon: float
+    ) -> Case:
+        return Case(
+            self.name,
+            way.attack.name,
+            way.attack.ball.norm,
+            way.attack.steps,
+            gradient,
+            defense.name,
+            defense.quality,
+            None if defense is UNDEFENDED else way.attacker,
+            epsilon,
+        )
+
+    def _moved(self, way: _Way, gradient: GateGradient | None) -> Iterator[tuple[float, Tensor]]:
+        """Yield each epsilon with what the attack made of the images; 0 with the images."""
+        network, batch, plan = self.judged.network, self.batch, self.plan
+        seen = network if way.known is UNDEFENDED else Defended(network, way.known)
+        above = [epsilon for epsilon in plan.epsilons if epsilon]
+        wanted = batch.labels if batch.aims is None else batch.aims
+        held = frozen_gates(seen, batch.pixels) if gradient == "frozen" else nullcontext()
+        with held:
+            found = way.attack.moved(
+                seen, batch.pixels, wanted, above, seed=plan.seed + batch.first
+            )
+        stays = None if batch.aims is None else (batch.aims == batch.labels).view(-1, 1, 1, 1)
+        moved = dict(zip(above, found, strict=True))
+        for epsilon in plan.epsilons:
+            pixels = moved.get(epsilon, batch.pixels)
+            if epsilon and plan.is_eight_bit:
+                pixels = way.attack.ball.rounded(batch.pixels, pixels, epsilon)
+            yield epsilon, pixels if stays is None else torch.where(stays, batch.pixels, pixels)
+
+
+def _judge(judged: Judged, batch: _Batch, pixels: Tensor, defense: Defense) -> _Outcome:
     with torch.inference_mode(), recorded_decisions(judged.network) as decisions:
-        right = judged.network(seen).argmax(1) == labels
+        answers = judged.network(defense.apply(pixels)).argmax(1)
         made = [decision.scale > 0 for decision in decisions.values()]
-    executed = torch.stack(made, 1).cpu() if made else torch.zeros(len(labels), 0, dtype=torch.bool)
-    return _Outcome(right.cpu(), executed)
+    none = torch.zeros(len(answers), 0, dtype=torch.bool)
+    executed = torch.stack(made, 1).cpu() if made else none
+    return _Outcome(answers.cpu(), (answers == batch.labels).cpu(), executed)
 
 
-def _row(
-    name: str, judged: Judged, epsilon: float, quality: int | None, totals: _Totals
-) -> dict[str, Any]:
-    tally, images = totals.cells[name, epsilon, quality], totals.images
-    right = totals.right[name, quality]
-    decisions = images * len(judged.flops.gated_blocks)
-    return {
-        "network": name,
-        "attack": "fgsm",
-        "norm": "linf",
-        "steps": 1,
-        "epsilon": epsilon,
-        "defense": "none" if quality is None else "jpeg",
-        "quality": quality,
-        "attacker": None if quality is None else "static",
-        "gate_gradient": "straight-through" if judged.decides else None,
-        "correct": tally.correct,
-        "top1": 100 * tally.correct / images,
-        "top1_of_clean_right": 100 * tally.correct_of_right / right if right else None,
-        "images": images,
-        "execution_rate": tally.executed / decisions if decisions else None,
-        "gflops_executed": tally.gflops / images,
-        "gate_agreement": tally.agreeing / decisions if judged.decides else None,
-    }
+def _count(tally: Tally, judged: Judged, batch: _Batch, outcome: _Outcome, clean: _Outcome) -> None:
+    tally.right.append(outcome.right.numpy())
+    if batch.aims is not None:
+        aims, labels = batch.aims.cpu(), batch.labels.cpu()
+        tally.hits += int(((outcome.answers == aims) & (aims != labels)).sum())
+        tally.aimed += int((aims != labels).sum())
+    executed = outcome.executed.numpy()
+    tally.gflops += float(judged.flops.executed(executed, judged.policy).sum())
+    same = (outcome.executed == clean.executed).numpy()
+    tally.executed = _added(tally.executed, batch.labels, executed)
+    tally.agreeing = _added(tally.agreeing, batch.labels, same)
+
+
+def _added(
+    counts: npt.NDArray[np.int64] | None, labels: Tensor, flags: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int64]:
+    """Add flags ``(N, gates)`` to counts ``(classes, gates)``, which grow with the labels seen."""
+    classes = labels.cpu().numpy()
+    size = max(int(classes.max()) + 1, 0 if counts is None else len(counts))
+    grown = np.zeros((size, flags.shape[1]), np.int64)
+    if counts is not None:
+        grown[: len(counts)] = counts
+    np.add.at(grown, classes, flags)
+    return grown
+
+
+def pixel_batches(
+    loader: Iterable[tuple[Tensor, Tensor]], mean: Sequence[float], std: Sequence[float]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of a loader that normalises as pixels in 0..1.
+
+    Args:
+        loader: Of ``(images, labels)``.
+        mean: What it subtracts from each channel.
+        std: What it divides each by.
+
+    Example:
+        >>> images = (torch.tensor([[[[0.75]]]]) - 0.5) / 0.25
+        >>> [(pixels, labels)] = pixel_batches([(images, torch.tensor([3]))], [0.5], [0.25])
+        >>> pixels.item()
+        0.75
+    """
+    for images, labels in loader:
+        shift, scale = (torch.tensor(part).to(images).view(-1, 1, 1) for part in (mean, std))
+        yield (images * scale + shift).clamp(0, 1), labels

@@ -3,26 +3,75 @@
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from aigtool.output import records, replacing, write_json
-from aigtool.robustness.plots import robustness_figure
+from aigtool.robustness.plots import (
+    examples_figure,
+    execution_figure,
+    robustness_figure,
+    told_attack,
+)
+from aigtool.robustness.report import AttackReport
 
 
-def write_attack(rows: pd.DataFrame, folder: str | Path, about: str) -> list[Path]:
-    """Write the rows of ``attack_accuracy`` as CSV and JSON, and their curves.
+def write_attack(report: AttackReport, folder: str | Path) -> list[Path]:
+    """Write what attacks came to as CSV and JSON, and figures.
 
     Args:
-        rows: What ``attack_accuracy`` returned.
+        report: What ``report_attack`` returned.
         folder: Where to.
-        about: The data and its size.
 
     Returns:
-        The files written.
+        The files written: ``attack.csv``, ``gates.csv``, ``compute.csv``, ``attack.json``,
+        ``attack.png``, ``execution.png`` and ``examples.png``, those that there is something for.
     """
-    table, record, figure = (Path(folder) / f"attack.{kind}" for kind in ("csv", "json", "png"))
-    with replacing(table) as temporary:
-        rows.to_csv(temporary, index=False)
-    write_json(record, {"data": about, "rows": records(rows)})
-    with replacing(figure) as temporary:
-        robustness_figure(rows, about).savefig(temporary)
-    return [table, record, figure]
+    at = Path(folder)
+    tables = {"attack": report.rows, "gates": report.gates, "compute": report.compute}
+    written = []
+    for name, table in tables.items():
+        if not table.empty:
+            written.append(at / f"{name}.csv")
+            with replacing(written[-1]) as temporary:
+                table.to_csv(temporary, index=False)
+    written.append(at / "attack.json")
+    write_json(written[-1], as_json(report))
+    figures = {"attack": robustness_figure(report.rows, report.data)}
+    if shown := _execution(report):
+        figures["execution"] = shown
+    if report.examples and report.case:
+        figures["examples"] = examples_figure(
+            report.examples, report.case, report.classes, report.data
+        )
+    for name, figure in figures.items():
+        written.append(at / f"{name}.png")
+        with replacing(written[-1]) as temporary:
+            figure.savefig(temporary)
+    return written
+
+
+def as_json(report: AttackReport) -> dict[str, object]:
+    """Return the one JSON object of ``aigtool attack --json``."""
+    return {
+        "data": report.data,
+        **report.record,
+        "rows": records(report.rows),
+        "compute": records(report.compute),
+        "checks": [check.as_dict() for check in report.checks],
+    }
+
+
+def _execution(report: AttackReport) -> Figure | None:
+    """Draw gates under the last attack, which is the strongest by custom, without a defence."""
+    if report.gates.empty:
+        return None
+    rows: pd.DataFrame = report.gates[report.gates["defense"] == "none"]
+    rows = rows[(rows["epsilon"] == 0) | (rows["epsilon"] == report.record["told_at"])]
+    way = rows.iloc[-1]
+    same = (rows["attack"] == way["attack"]) & (rows["network"] == way["network"])
+    gradient = rows.loc[same, "gate_gradient"].iloc[0]
+    chosen = rows[same & (rows["gate_gradient"].fillna("") == (gradient or ""))]
+    if chosen["epsilon"].nunique() < 2:
+        return None
+    told = f"{told_attack(way)}, epsilon {255 * report.record['told_at']:g}/255"
+    return execution_figure(chosen, f"{told}, gates {gradient}", report.data)

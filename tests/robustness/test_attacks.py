@@ -234,7 +234,7 @@ def test_weights_are_as_they_were(
     first, *others = gated.parameters()
     first.requires_grad_(False)
     pgd(gated, *images, epsilon=0.1, steps=1)
-    with pytest.raises(IndexError):
+    with pytest.raises(UserError, match="labels from 3 to 5, the network has 3 outputs"):
         loss_gradient(gated, images[0], images[1] + 3)
     assert not first.requires_grad
     assert all(weight.requires_grad for weight in others)

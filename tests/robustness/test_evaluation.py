@@ -1,138 +1,336 @@
-import json
-from pathlib import Path
+"""Rows are what the networks answered: each attack by hand beside them."""
 
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
-from torchvision.transforms.functional import to_tensor
+from torch import Tensor, nn
 
-from aigtool.conversion import convert, gate_policy, named_gates, recorded_decisions
-from aigtool.data.images import ImageSet, open_images
+from aigtool.conversion import gate_policy, named_gates, recorded_decisions
+from aigtool.data.images import ImageSet
+from aigtool.data.loading import load_batches
 from aigtool.errors import UserError
-from aigtool.flops import count_flops
+from aigtool.flops import NetworkFlops
+from aigtool.intervals import wilson_interval
 from aigtool.models.description import InputSpec, PixelNetwork
-from aigtool.robustness.attacks import fgsm
-from aigtool.robustness.defenses import jpeg
-from aigtool.robustness.evaluation import Judged, attack_accuracy
-from aigtool.robustness.files import write_attack
+from aigtool.robustness.attacks import fgsm, frozen_gates, noise, pgd
+from aigtool.robustness.balls import BALLS
+from aigtool.robustness.cases import Attacked, Judged
+from aigtool.robustness.defenses import Defended, Defense, jpeg, jpeg_defense
+from aigtool.robustness.evaluation import attack_networks, pixel_batches
+from aigtool.robustness.suite import Fgsm, Noise, Pgd
+from aigtool.robustness.tables import accuracy_rows, gate_rows
 
-KEYS = {
-    "network",
-    "attack",
-    "norm",
-    "steps",
-    "epsilon",
-    "defense",
-    "quality",
-    "attacker",
-    "gate_gradient",
-    "correct",
-    "top1",
-    "top1_of_clean_right",
-    "images",
-    "execution_rate",
-    "gflops_executed",
-    "gate_agreement",
+Batch = tuple[Tensor, Tensor]
+EPSILON = 8 / 255
+DESIGNED = {
+    *("network", "attack", "norm", "steps", "epsilon", "defense", "quality", "attacker"),
+    *("gate_gradient", "correct", "top1", "top1_of_clean_right", "images", "execution_rate"),
+    *("gflops_executed", "gate_agreement"),
 }
 
 
-@pytest.fixture
-def images(image_folder: Path) -> ImageSet:
-    return open_images(str(image_folder), "train", to_tensor)
+def rows_of(networks: dict[str, Judged], batches: Any, **options: Any) -> pd.DataFrame:
+    return accuracy_rows(attack_networks(networks, batches, **options))
 
 
-@pytest.fixture
-def gated(small_network: nn.Module) -> Judged:
-    network = convert(small_network)
-    for _, gate in named_gates(network):
-        nn.init.normal_(gate.fc2.weight, std=2.0)
-    pixel_network = PixelNetwork(network, InputSpec.of(network)).eval()
-    return Judged(pixel_network, count_flops(network, (3, 32, 32)), "argmax")
+def row(rows: pd.DataFrame, **chosen: Any) -> "pd.Series[Any]":
+    for column, value in chosen.items():
+        rows = rows[rows[column].isna() if value is None else rows[column] == value]
+    assert len(rows) == 1
+    return rows.iloc[0]
 
 
-@pytest.fixture
-def rows(gated: Judged, images: ImageSet) -> pd.DataFrame:
-    networks = {"gated": gated, "open": Judged(gated.network, gated.flops, "open")}
-    return attack_accuracy(networks, images, epsilons=(0.0, 8 / 255), batch_size=7)
-
-
-def row(rows: pd.DataFrame, network: str, epsilon: float, defense: str) -> pd.Series:
-    chosen = rows[
-        (rows["network"] == network) & (rows["epsilon"] == epsilon) & (rows["defense"] == defense)
-    ]
-    assert len(chosen) == 1
-    return chosen.iloc[0]
+def answered(network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return answers, and which blocks were executed."""
+    with torch.no_grad(), recorded_decisions(network) as decisions:
+        answers = network(pixels).argmax(1)
+    return answers, torch.stack([one.scale > 0 for one in decisions.values()], 1)
 
 
 def test_rows_are_what_the_networks_answered(
-    rows: pd.DataFrame, gated: Judged, images: ImageSet
+    networks: dict[str, Judged], images: ImageSet, batch: Batch
 ) -> None:
-    assert set(rows) == KEYS
+    rows = rows_of(
+        networks,
+        load_batches(images, batch_size=7),
+        epsilons=(0.0, EPSILON),
+        defenses=[jpeg_defense()],
+    )
+    assert {*rows} >= DESIGNED
     assert len(rows) == 2 * 2 * 2
-    pixels = torch.stack([images[i][0] for i in range(24)])
-    labels = torch.tensor([images[i][1] for i in range(24)])
-    attacked = fgsm(gated.network, pixels, labels, epsilon=8 / 255)
-    with torch.no_grad(), recorded_decisions(gated.network) as decisions:
-        clean_right = gated.network(pixels).argmax(1) == labels
-        clean = torch.stack([d.scale for d in decisions.values()], 1)
-        right = gated.network(attacked).argmax(1) == labels
-        executed = torch.stack([d.scale for d in decisions.values()], 1)
-        defended = gated.network(jpeg(attacked, quality=75)).argmax(1) == labels
-    found = row(rows, "gated", 8 / 255, "none")
+    pixels, labels = batch
+    network = networks["gated"].network
+    attacked = fgsm(network, pixels, labels, epsilon=EPSILON)
+    answers, clean = answered(network, pixels)
+    before = answers == labels
+    answers, executed = answered(network, attacked)
+    right = answers == labels
+    found = row(rows, network="gated", epsilon=EPSILON, defense="none")
     assert found["correct"] == right.sum()
     assert found["top1"] == pytest.approx(100 * right.float().mean().item())
-    if clean_right.any():
-        assert found["top1_of_clean_right"] == pytest.approx(
-            100 * (right & clean_right).sum().item() / clean_right.sum().item()
-        )
-    assert found["execution_rate"] == pytest.approx(executed.mean().item())
+    low, high = wilson_interval(int(right.sum()), len(right))
+    assert (found["top1_low"], found["top1_high"]) == pytest.approx((100 * low, 100 * high))
+    assert found["clean_right"] == before.sum()
+    assert found["correct_of_clean_right"] == (right & before).sum()
+    assert found["execution_rate"] == pytest.approx(executed.float().mean().item())
     assert found["gate_agreement"] == pytest.approx((executed == clean).float().mean().item())
     assert found["gate_gradient"] == "straight-through"
-    assert row(rows, "gated", 8 / 255, "jpeg")["correct"] == defended.sum()
-    assert row(rows, "gated", 0.0, "none")["gate_agreement"] == 1.0
+    flops = networks["gated"].flops.executed(executed.numpy(), "argmax")
+    assert found["gflops_executed"] == pytest.approx(flops.mean())
+    defended, _ = answered(network, jpeg(attacked, quality=75))
+    behind = row(rows, network="gated", epsilon=EPSILON, defense="jpeg")
+    assert behind["correct"] == (defended == labels).sum()
+    assert behind["attacker"] == "static"
+    assert row(rows, network="gated", epsilon=0.0, defense="none")["gate_agreement"] == 1.0
 
 
 def test_open_gates_are_the_network_before(
-    rows: pd.DataFrame, gated: Judged, images: ImageSet
+    networks: dict[str, Judged], images: ImageSet, batch: Batch
 ) -> None:
-    pixels = torch.stack([images[i][0] for i in range(24)])
-    labels = torch.tensor([images[i][1] for i in range(24)])
-    with gate_policy(gated.network, "open"):
-        attacked = fgsm(gated.network, pixels, labels, epsilon=8 / 255)
-        with torch.no_grad():
-            right = gated.network(attacked).argmax(1) == labels
-    found = row(rows, "open", 8 / 255, "none")
+    rows = rows_of(networks, load_batches(images, batch_size=7), epsilons=(0.0, EPSILON))
+    judged = networks["gated"]
+    with gate_policy(judged.network, "open"):
+        attacked = fgsm(judged.network, *batch, epsilon=EPSILON)
+        right = answered(judged.network, attacked)[0] == batch[1]
+    found = row(rows, network="open", epsilon=EPSILON)
     assert found["correct"] == right.sum()
     assert found["execution_rate"] == 1.0
-    assert found["gflops_executed"] == pytest.approx(gated.flops.gflops_dense)
-    assert pd.isna(found["gate_gradient"])
-    assert pd.isna(found["gate_agreement"])
-    assert [gate.policy for _, gate in named_gates(gated.network)] == ["argmax"] * 9
+    assert found["gflops_executed"] == pytest.approx(judged.flops.gflops_dense)
+    assert found[["gate_gradient", "gate_agreement", "difference"]].isna().all()
+    assert [gate.policy for _, gate in named_gates(judged.network)] == ["argmax"] * 9
 
 
-def test_what_is_asked_twice_is_answered_once(gated: Judged, images: ImageSet) -> None:
-    rows = attack_accuracy(
-        {"gated": gated}, images, epsilons=(0.1, 0.1), qualities=(75, 75), batch_size=9
+def test_networks_are_paired_image_by_image(networks: dict[str, Judged], batch: Batch) -> None:
+    found = attack_networks(networks, [batch], epsilons=(EPSILON,))
+    right = {case.network: np.concatenate(t.right) for case, t in found.tallies.items()}
+    apart = 100 * (right["gated"].astype(float) - right["open"])
+    told = row(accuracy_rows(found), network="gated")
+    assert told["difference"] == pytest.approx(apart.mean())
+    assert told["difference_stderr"] == pytest.approx(apart.std() / len(apart) ** 0.5)
+    assert 0 <= told["mcnemar_p"] <= 1
+
+
+@pytest.mark.parametrize("gradient", ["straight-through", "frozen"])
+def test_who_knows_of_a_defence_attacks_through_it(
+    gradient: Any, networks: dict[str, Judged], batch: Batch
+) -> None:
+    defense = jpeg_defense(50)
+    rows = rows_of(
+        networks,
+        [batch],
+        epsilons=(0.0, EPSILON),
+        attacks=[Pgd(steps=2)],
+        defenses=[defense],
+        attackers=("static", "adaptive"),
+        gate_gradients=(gradient,),
     )
-    assert len(rows) == 2
-    assert rows["top1"].max() <= 100
+    seen = Defended(networks["gated"].network, defense)
+    if gradient == "frozen":
+        with frozen_gates(seen, batch[0]):
+            attacked = pgd(seen, *batch, epsilon=EPSILON, steps=2)
+    else:
+        attacked = pgd(seen, *batch, epsilon=EPSILON, steps=2)
+    right = answered(seen, attacked)[0] == batch[1]
+    found = row(rows, network="gated", epsilon=EPSILON, attacker="adaptive")
+    assert (found["correct"], found["quality"]) == (right.sum(), 50)
+    assert len(rows[rows["attacker"].isna()]) == 4  # undefended, once
 
 
-def test_files(rows: pd.DataFrame, tmp_path: Path) -> None:
-    paths = write_attack(rows, tmp_path / "attack", "test images")
-    assert [path.name for path in paths] == ["attack.csv", "attack.json", "attack.png"]
-    again = json.loads(paths[1].read_text())["rows"]
-    assert len(again) == len(rows)
-    assert again[0]["quality"] is None
-    assert len(pd.read_csv(paths[0])) == len(rows)
-    assert paths[2].stat().st_size > 10_000
+def test_the_worst_is_wrong_if_either_is(networks: dict[str, Judged]) -> None:
+    gradients: Any = ("straight-through", "frozen", "worst")
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(48, 3, 32, 32, generator=generator)
+    network = networks["gated"].network
+    with torch.no_grad(), recorded_decisions(network) as decisions:
+        network(pixels)
+        for name, gate in named_gates(network):  # so that each gate is about to turn
+            gate.threshold.fill_(decisions[name].logit.median())
+            network(pixels)
+    labels = answered(network, pixels)[0]
+    options: dict[str, Any] = {"epsilons": (1 / 255, 3 / 255), "attacks": [Pgd(steps=3)]}
+    found = attack_networks(networks, [(pixels, labels)], gate_gradients=gradients, **options)
+    right = {
+        (case.gate_gradient, case.epsilon): np.concatenate(tally.right)
+        for case, tally in found.tallies.items()
+        if case.network == "gated"
+    }
+    for epsilon in options["epsilons"]:
+        seen, held, worst = (right[gradient, epsilon] for gradient in gradients)
+        assert (worst == (seen & held)).all()
+    assert (right["worst", 3 / 255] != right["frozen", 3 / 255]).any()
+    assert (right["worst", 3 / 255] != right["straight-through", 3 / 255]).any()
+    assert {case.gate_gradient for case in found.tallies if case.network == "open"} == {None}
+    alone = rows_of(networks, [(pixels, labels)], gate_gradients=("worst",), **options)
+    assert {*alone["gate_gradient"].dropna()} == {"worst"}
+    told = row(alone, network="gated", epsilon=3 / 255)
+    assert told["correct"] == right["worst", 3 / 255].sum()
 
 
-def test_wrong_cases_are_told(gated: Judged, images: ImageSet) -> None:
-    with pytest.raises(UserError, match="no epsilon"):
-        attack_accuracy({"gated": gated}, images, epsilons=())
-    with pytest.raises(UserError, match="epsilon -1"):
-        attack_accuracy({"gated": gated}, images, epsilons=(-1.0,))
-    with pytest.raises(UserError, match="JPEG quality 0"):
-        attack_accuracy({"gated": gated}, images, epsilons=(0.1,), qualities=(0,))
+def test_noise_sees_nothing_and_is_drawn_anew_each_batch(
+    networks: dict[str, Judged], batch: Batch
+) -> None:
+    seen: list[Attacked] = []
+    pixels, labels = batch
+    halves = [(pixels[:12], labels[:12]), (pixels[12:], labels[12:])]
+    rows = rows_of(
+        networks,
+        halves,
+        epsilons=(0.1,),
+        attacks=[Noise()],
+        defenses=[jpeg_defense()],
+        attackers=("static", "adaptive"),
+        gate_gradients=("frozen",),
+        seed=3,
+        watch=seen.append,
+    )
+    assert rows["gate_gradient"].isna().all()
+    assert {*rows["attacker"].dropna()} == {"static"}
+    assert torch.equal(seen[0].moved, noise(pixels[:12], epsilon=0.1, seed=3))
+    added = [one.moved - one.pixels for one in seen if one.case.network == "gated"]
+    assert not torch.equal(*added)
+
+
+def test_targets(networks: dict[str, Judged], batch: Batch) -> None:
+    pixels, labels = batch
+    network = networks["gated"].network
+    seen: list[Attacked] = []
+    options: dict[str, Any] = {"epsilons": (0.1,), "attacks": [Pgd(steps=3, is_targeted=True)]}
+    rows = rows_of(networks, [batch], target=2, watch=seen.append, **options)
+    wanted = pgd(
+        network, pixels, torch.full_like(labels, 2), epsilon=0.1, steps=3, is_targeted=True
+    )
+    assert torch.equal(seen[0].moved[labels != 2], wanted[labels != 2])
+    assert torch.equal(seen[0].moved[labels == 2], pixels[labels == 2])
+    found = row(rows, network="gated")
+    assert found["aimed"] == (labels != 2).sum()
+    assert found["hits"] == ((answered(network, wanted)[0] == 2) & (labels != 2)).sum()
+    seen.clear()
+    rows_of(networks, [batch], target="least-likely", watch=seen.append, **options)
+    with torch.no_grad():
+        least = network(pixels).argmin(1)
+    wanted = pgd(network, pixels, least, epsilon=0.1, steps=3, is_targeted=True)
+    others = least != labels
+    assert torch.equal(seen[0].moved[others], wanted[others])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_eight_bits_are_what_a_file_holds_and_within_the_ball(
+    norm: str, networks: dict[str, Judged], batch: Batch
+) -> None:
+    seen: list[Attacked] = []
+    epsilon = {"linf": 1.7 / 255, "l2": 0.5}[norm]
+    rows_of(
+        networks,
+        [batch],
+        epsilons=(epsilon,),
+        attacks=[Pgd(BALLS[norm], steps=3)],
+        is_eight_bit=True,
+        watch=seen.append,
+    )
+    for one in seen:
+        levels = 255 * one.moved
+        torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
+        assert BALLS[norm].lengths(one.moved - one.pixels).max() <= epsilon + 2**-23
+        assert not torch.equal(one.moved, one.pixels)
+
+
+def test_a_defence_of_ones_own(networks: dict[str, Judged], batch: Batch) -> None:
+    flipped = Defense("flipped", lambda pixels: pixels.flip(3))
+    rows = rows_of(networks, [batch], epsilons=(0.0,), defenses=[flipped])
+    right = answered(networks["gated"].network, batch[0].flip(3))[0] == batch[1]
+    assert row(rows, network="gated", defense="flipped")["correct"] == right.sum()
+
+
+def test_gates_by_group(networks: dict[str, Judged], images: ImageSet, batch: Batch) -> None:
+    found = attack_networks(networks, load_batches(images, batch_size=5), epsilons=(0.0, EPSILON))
+    gates = gate_rows(found, {"cold": [0], "warm": [1, 2], "none": [7]})
+    assert {*gates["network"]} == {"gated"}
+    assert {*gates["group"]} == {"all", "cold", "warm"}
+    network = networks["gated"].network
+    _, clean = answered(network, batch[0])
+    _, executed = answered(network, fgsm(network, *batch, epsilon=EPSILON))
+    names = [name for name, _ in named_gates(network.network)]
+    for group, chosen in (("all", batch[1] >= 0), ("warm", batch[1] >= 1)):
+        told = gates[(gates["group"] == group) & (gates["epsilon"] > 0)]
+        assert told["gate"].tolist() == names
+        assert told["execution_rate"].tolist() == pytest.approx(
+            executed[chosen].float().mean(0).tolist()
+        )
+        same = (executed == clean)[chosen].float().mean(0)
+        assert told["gate_agreement"].tolist() == pytest.approx(same.tolist())
+
+
+class _FarFromGrey(nn.Module):
+    """Answers 0 where the mean pixel is more than 0.2 from 0.5."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        far = (x.mean(dim=(1, 2, 3)) - 0.5) ** 2
+        return torch.stack([far, torch.full_like(far, 0.04)], 1)
+
+
+def test_an_attack_that_a_defence_misleads_is_doubted() -> None:
+    """Light images become dark: straight through that, darker seems to be what makes grey."""
+    network = PixelNetwork(_FarFromGrey(), InputSpec(mean=(0.0,) * 3, std=(1.0,) * 3)).eval()
+    batch = 0.1 * torch.rand(8, 3, 4, 4) + 0.7, torch.zeros(8, dtype=torch.long)
+    rows = rows_of(
+        {"dense": Judged(network, NetworkFlops(1.0, 0, ()), "open")},
+        [batch],
+        epsilons=(0.0, 0.1),
+        defenses=[Defense("inverted", lambda pixels: 1 - pixels)],
+        attackers=("static", "adaptive"),
+    )
+    assert row(rows, epsilon=0.1, attacker="static")["correct"] == 0
+    misled = row(rows, epsilon=0.1, attacker="adaptive")
+    assert (misled["correct"], misled["doubt"]) == (8, True)
+    assert rows["doubt"].sum() == 1
+
+
+def test_three_loaders_give_the_same_adversarial_pixels(
+    networks: dict[str, Judged], batch: Batch
+) -> None:
+    """But for gradients about zero, whose sign the rounding of pixels may turn: counted."""
+    pixels, labels = batch
+    own = torch.tensor([0.3, 0.4, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.1]).view(3, 1, 1)
+    spec = InputSpec.of(networks["gated"].network.network)
+    imagenet = tuple(torch.tensor(part).view(3, 1, 1) for part in (spec.mean, spec.std))
+    seen: list[list[Attacked]] = []
+    for mean, std in ((torch.zeros(3, 1, 1), torch.ones(3, 1, 1)), imagenet, own):
+        loader = [((pixels - mean) / std, labels)]
+        seen.append([])
+        attack_networks(
+            networks,
+            pixel_batches(loader, mean.flatten().tolist(), std.flatten().tolist()),
+            epsilons=(EPSILON,),
+            watch=seen[-1].append,
+        )
+    for first, *others in zip(*seen, strict=True):
+        for other in others:
+            apart = (other.moved - first.moved).abs() > 1e-6
+            flips = apart.sum().item()
+            # A flip moves a pixel to the other side, and is rare.
+            assert flips <= 1e-3 * apart.numel()
+            distance = (other.moved - first.moved).abs()[apart]
+            assert ((distance - 2 * EPSILON).abs() < 1e-5).all() or flips == 0
+
+
+def test_what_is_asked_twice_is_answered_once(networks: dict[str, Judged], batch: Batch) -> None:
+    assert len(rows_of(networks, [batch], epsilons=(0.1, 0.1))) == 2
+
+
+def test_wrong_cases_are_told(networks: dict[str, Judged], batch: Batch) -> None:
+    def told(match: str, networks: dict[str, Judged] = networks, **options: Any) -> None:
+        with pytest.raises(UserError, match=match):
+            attack_networks(networks, [batch], **{"epsilons": (0.1,), **options})
+
+    told("no epsilon", epsilons=())
+    told("epsilon -1", epsilons=(-1.0,))
+    told("epsilon 8, was 8/255 meant", epsilons=(8.0,))
+    told("untargeted, target 1", target=1)
+    told("target 3: expected least-likely or a class", target=3, attacks=[Fgsm(is_targeted=True)])
+    without = {"open": networks["open"]}
+    told("no network here has gates", networks=without, gate_gradients=("frozen",))
+    with pytest.raises(UserError, match="labels from 0 to 3, the network has 3 outputs"):
+        attack_networks(networks, [(batch[0], batch[1] + (batch[1] == 2))], epsilons=(0.1,))

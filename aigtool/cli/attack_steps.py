@@ -1,0 +1,323 @@
+"""What ``aigtool attack`` does with its options, and how it shows what came of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from aigtool.analysis.groups import read_groups
+from aigtool.cli.console import percent, print_facts, print_table, share, warn
+from aigtool.cli.opening import open_for, open_reference, ready, ready_to_serve
+from aigtool.data.images import DataSource, ImageSet
+from aigtool.errors import UserError
+from aigtool.models.files import load_model
+from aigtool.output import records
+from aigtool.robustness.balls import BALLS, Ball
+from aigtool.robustness.cases import LEAST_LIKELY, Attacker, GateGradient, Judged
+from aigtool.robustness.defenses import jpeg_defense
+from aigtool.robustness.libraries import (
+    LIBRARIES,
+    OWN,
+    check_attack,
+    library_attack,
+    library_attacks,
+)
+from aigtool.robustness.plots import told_attack, told_defense
+from aigtool.robustness.report import AttackPlan, AttackReport
+from aigtool.robustness.sanity import Check
+from aigtool.robustness.suite import Attack, Fgsm, Noise, Pgd
+
+GATED = "gated"
+_COMPUTE = (2 / 255, 8 / 255)
+
+
+def show_attacks() -> None:
+    """Print every attack, by which norms it goes, and why others cannot be run."""
+    rows = [[name, "linf or l2", "ours"] for name in OWN]
+    for library in LIBRARIES:
+        if find_spec(library) is None:
+            rows.append([f"{library}:...", "-", f"pip install 'aigtool[{library}]'"])
+            continue
+        for one in library_attacks(library):
+            how = "least distance, compared with epsilon" if one.is_least else "within epsilon"
+            rows.append([one.name, " or ".join(one.norms) or "-", one.refused or how])
+    print_table("", ["attack", "norm", ""], rows, text_columns=3)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Options of attacks."""
+
+    norm: Literal["linf", "l2"] | None
+    steps: int
+    step_size: float | None
+    restarts: int
+    is_targeted: bool
+
+    @property
+    def ball(self) -> Ball | None:
+        """Of the norm, if there is one."""
+        return None if self.norm is None else BALLS[self.norm]
+
+
+def named_attacks(text: str, wanted: Wanted) -> list[Attack]:
+    """Read attacks such as ``fgsm,foolbox:LinfPGD``.
+
+    Raises:
+        UserError: One is not known or not installed, comes twice, or an option goes with none.
+    """
+    names = [part.strip() for part in text.split(",")]
+    for name in names:
+        check_attack(name)
+    if len({*names}) < len(names):
+        raise UserError(f"attack {text!r}: expected each attack once")
+    if Pgd.name not in names and (wanted.restarts or wanted.step_size is not None):
+        option = "--restarts" if wanted.restarts else "--step-size"
+        raise UserError(f"{option} without pgd, which it is about: give --attack pgd, or leave it")
+    if wanted.is_targeted and (others := [n for n in names if n not in (Fgsm.name, Pgd.name)]):
+        raise UserError(f"--target with {others[0]}: expected fgsm and pgd alone, which can aim")
+    return [_attack(name, wanted) for name in names]
+
+
+def _attack(name: str, wanted: Wanted) -> Attack:
+    if name not in OWN:
+        return library_attack(name, wanted.ball)
+    ball = wanted.ball or BALLS["linf"]
+    if name == Noise.name:
+        return Noise(ball)
+    if name == Fgsm.name:
+        return Fgsm(ball, wanted.is_targeted)
+    return Pgd(ball, wanted.steps, wanted.step_size, wanted.restarts, wanted.is_targeted)
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What is attacked: networks, as they are served too, and images."""
+
+    networks: Mapping[str, Judged]
+    served: Mapping[str, nn.Module]
+    images: ImageSet
+
+    @property
+    def decides(self) -> bool:
+        """Whether there are gates that decide."""
+        return any(judged.decides for judged in self.networks.values())
+
+
+def find_subjects(
+    model: Path,
+    dense: Path | None,
+    source: DataSource,
+    split: str | None,
+    limit: int | None,
+    device: torch.device,
+    seed: int,
+) -> Subjects:
+    """Load a network and the one before gating, and open the images."""
+    loaded = load_model(model)
+    images = open_for(loaded, source, split, limit)
+    kind, reference = open_reference(loaded, model, dense)
+    other = ready(reference, device, seed)
+    networks = {kind: Judged(other.network, other.flops, "open")}
+    served: dict[str, nn.Module] = {}
+    if loaded.description.gated_blocks:
+        gated = ready(loaded, device, seed)
+        policy = loaded.description.policy
+        networks = {GATED: Judged(gated.network, gated.flops, policy), **networks}
+        if reference is not loaded:
+            served = {
+                GATED: ready_to_serve(loaded, device, seed).network,
+                kind: ready_to_serve(reference, device, seed).network,
+            }
+    return Subjects(networks, served, images)
+
+
+def plan_attack(
+    subjects: Subjects,
+    *,
+    attacks: Sequence[Attack],
+    norm: Literal["linf", "l2"] | None,
+    qualities: Sequence[int],
+    gradients: Sequence[GateGradient],
+    attackers: Sequence[Attacker],
+    target: str | None,
+    compute: Sequence[float] | None,
+    **options: Any,
+) -> AttackPlan:
+    """Put options together.
+
+    Raises:
+        UserError: Two do not go together, or with the networks.
+    """
+    if "adaptive" in attackers and not qualities:
+        raise UserError("attacker adaptive: expected a JPEG quality to know of, such as --jpeg 75")
+    for gradient in gradients:
+        if gradient != "straight-through" and not subjects.decides:
+            raise UserError(
+                f"gate gradient {gradient}: the network has no gates that decide; expected one "
+                "that convert or finetune gave gates, or leave the option out"
+            )
+    if compute and not subjects.decides:
+        raise UserError(
+            "compute: the network has no gates that decide; expected one that convert or finetune "
+            "gave gates, or --compute none"
+        )
+    if compute is None:
+        compute = _COMPUTE if subjects.decides and norm != "l2" else ()
+    ball = BALLS[norm or "linf"]
+    for epsilon in compute:
+        if not ball.check(epsilon):
+            raise UserError("compute 0: expected epsilons above 0, such as 2/255, or none")
+    return AttackPlan(
+        attacks=attacks,
+        defenses=[jpeg_defense(quality) for quality in dict.fromkeys(qualities)],
+        attackers=attackers,
+        gate_gradients=gradients,
+        target=_target(target, subjects.images.classes),
+        compute=compute,
+        ball=ball,
+        **options,
+    )
+
+
+def _target(given: str | None, classes: Sequence[str] | None) -> int | str | None:
+    if given is None or given == LEAST_LIKELY:
+        return given
+    if classes and given in classes:
+        return classes.index(given)
+    if classes is None and given.isdecimal():
+        return int(given)
+    known = "a number" if classes is None else ", ".join(classes[:5]) + ", ..." * (len(classes) > 5)
+    raise UserError(f"target {given!r}: expected {LEAST_LIKELY} or a class: {known}")
+
+
+def labelled(groups: str | None, classes: Sequence[str] | None) -> dict[str, list[int]]:
+    """Return the labels of groups by name."""
+    if groups is None:
+        return {}
+    named = read_groups(groups, classes)
+    return {
+        group: [(classes or ()).index(name) for name in members] for group, members in named.items()
+    }
+
+
+def show(report: AttackReport) -> None:
+    """Print what came of it."""
+    print_facts("", [("data", report.data)])
+    rows = records(report.rows)
+    ways = ("attack", "norm", "steps", "defense", "quality", "attacker")
+    for way in dict.fromkeys(tuple(row[key] for key in ways) for row in rows):
+        chosen = [row for row in rows if tuple(row[key] for key in ways) == way]
+        _show_way(chosen, report)
+    if not report.compute.empty:
+        _show_compute(records(report.compute))
+    if report.checks:
+        _show_checks(report)
+    if report.rows["doubt"].any():
+        warn("doubt: an attack that knows of the defence leaves more than one that does not")
+
+
+def _show_way(rows: Sequence[Mapping[str, Any]], report: AttackReport) -> None:
+    lines = list(dict.fromkeys((row["network"], row["gate_gradient"]) for row in rows))
+    cell = {(row["network"], row["gate_gradient"], row["epsilon"]): row for row in rows}
+    network, gates = next(line for line in reversed(lines) if line[0] == lines[0][0])
+    is_compared = len({name for name, _ in lines}) > 1
+    table = []
+    for epsilon in dict.fromkeys(row["epsilon"] for row in rows):
+        told = cell[network, gates, epsilon]
+        shown = (cell[name, gradient, epsilon] for name, gradient in lines)
+        table.append([f"{255 * epsilon:g}/255", *(_left(row, len(lines) > 2) for row in shown)])
+        table[-1] += [_difference(told)] if is_compared else []
+        table[-1] += [share(told["gate_agreement"])]
+    first = rows[0]
+    target = report.record["target"]
+    aimed = "" if target is None else f" at {target}"
+    heads = [*map(_head, lines)]
+    heads += [f"{network} -\n{lines[-1][0]}, paired"] if is_compared else []
+    print_table(
+        f"{told_attack(first)}{aimed}, {told_defense(first)}: top-1 %, right ones of those right "
+        "before, [95 % interval]",
+        ["epsilon", *heads, "gates as\nclean"],
+        table,
+    )
+
+
+def _head(line: tuple[str, str | None]) -> str:
+    network, gates = line
+    return network if gates is None else "\n".join([f"{network},", *gates.split("-")])
+
+
+def _left(row: Mapping[str, Any], is_narrow: bool) -> str:
+    parts = [
+        f"{row['top1']:.1f}",
+        f"{row['correct_of_clean_right']}/{row['clean_right']}" + " doubt" * row["doubt"],
+    ]
+    interval = f"[{row['top1_low']:.0f}, {row['top1_high']:.0f}]"
+    return ("\n" if is_narrow else " ").join(parts) + f"\n{interval}"
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    if row["difference"] is None:
+        return "-"
+    p = row["mcnemar_p"]
+    return f"{row['difference']:+.1f} ± {row['difference_stderr']:.1f}\np {p:.2g}"
+
+
+def _show_compute(rows: Sequence[Mapping[str, Any]]) -> None:
+    dense = rows[0]["gflops_dense"]
+    clean = rows[0]["gflops_clean"] / dense
+    has_times = rows[0].get("clean_ms") is not None
+    table = [
+        [
+            row["goal"],
+            f"{255 * row['epsilon']:g}/255",
+            share(row["gflops_attacked"] / dense),
+            share(row["gflops_worst"] / dense),
+            share(row["saving_destroyed"]),
+            percent(100 * row["answers_kept"]),
+            f"{row['attacked_ms']:.2f}" if has_times else "-",
+        ]
+        for row in rows
+    ]
+    times = ""
+    if has_times:
+        times = f"; ms an image: dense {rows[0]['dense_ms']:.2f}, clean {rows[0]['clean_ms']:.2f}"
+    print_table(
+        f"Attacks on compute, {rows[0]['images']} images: clean ones take {share(clean)} of dense"
+        + times,
+        [
+            *("", "epsilon", "GFLOPs\nof dense", "worst\nimage", "saving\ndestroyed"),
+            *("answers\nkept", "ms"),
+        ],
+        table,
+        text_columns=2,
+    )
+
+
+def _show_checks(report: AttackReport) -> None:
+    names = list(dict.fromkeys(check.name for check in report.checks))
+    cell = {(check.network, check.gate_gradient, check.name): check for check in report.checks}
+    lines = list(dict.fromkeys((check.network, check.gate_gradient) for check in report.checks))
+    table = []
+    for name in names:
+        found = [cell.get((*line, name)) for line in lines]
+        table.append([name, *("-" if check is None else _verdict(check) for check in found)])
+    at = f"{255 * report.record['told_at']:g}/255"
+    print_table(
+        f"Sanity checks, {report.record['subset']} images, epsilon {at}: right answers left, and "
+        "at least so many should be",
+        ["", *map(_head, lines)],
+        table,
+    )
+    for check in report.checks:
+        if not check.passed:
+            gates = f", gates {check.gate_gradient}" if check.gate_gradient else ""
+            warn(f"{check.network}{gates}: not so that {check.name}: {check.verdict}")
+
+
+def _verdict(check: Check) -> str:
+    return f"{check.correct} ≤ {check.other:g}\n{'passed' if check.passed else 'doubt'}"
