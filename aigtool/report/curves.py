@@ -1,4 +1,4 @@
-"""The page's curves: of training, sweeps, attacks, seconds and costs."""
+"""The page's curves: of training, sweeps, seconds and costs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from aigtool.output import records
 from aigtool.plotting import BLUE, GREEN, GREY, ORANGE
 from aigtool.report.charts import Chart, Series
 from aigtool.report.gates import GateTables
-from aigtool.report.sources import Attack, Run, Sweep
-from aigtool.report.words import counted, number, percent, share, stderr
+from aigtool.report.sources import Run, Sweep
+from aigtool.report.words import counted, number, percent, share
 
 KINDS = {"always on": BLUE, "adaptive": GREEN, "always off": GREY}
 """Colours of kinds of gates."""
@@ -134,33 +134,6 @@ def cost_charts(tables: GateTables) -> list[Chart]:
             [line],
         ),
     ]
-
-
-def attack_chart(attack: Attack) -> Chart:
-    """Draw accuracy over epsilon: a colour a network, dashed under a defence."""
-    series = []
-    keys = ["network", "defense", "quality"]
-    for (network, defense, quality), curve in attack.rows.groupby(keys, dropna=False, sort=False):
-        name = str(network) if defense == "none" else f"{network}, JPEG {quality:g}"
-        rows = records(curve.sort_values("epsilon"))
-        series.append(
-            Series(
-                name,
-                [255 * row["epsilon"] for row in rows],
-                [row["top1"] for row in rows],
-                [
-                    f"{name}, epsilon {255 * row['epsilon']:g}/255: "
-                    f"{percent(row['top1'], stderr(row['correct'], row['images']))}, "
-                    f"{counted(row['correct'], row['images'])} right"
-                    for row in rows
-                ],
-                stderr=[stderr(row["correct"], row["images"]) for row in rows],
-                color=BLUE if network == "gated" else ORANGE,
-                dash="solid" if defense == "none" else "dash",
-            )
-        )
-    x, y = "epsilon, in 1/255 of the pixel range", "top-1 accuracy, %"
-    return Chart("Accuracy under FGSM", x, y, series, range_y=(0, 102))
 
 
 def sweep_chart(sweep: Sweep) -> Chart:

@@ -10,7 +10,7 @@ import pandas as pd
 from aigtool.analysis.comparison import difference_to
 from aigtool.output import records
 from aigtool.report.gates import GateTables
-from aigtool.report.sources import Results
+from aigtool.report.sources import Attack, Results
 from aigtool.report.words import (
     UNKNOWN,
     counted,
@@ -21,13 +21,12 @@ from aigtool.report.words import (
     share,
     stderr,
 )
+from aigtool.robustness.plots import told_attack
 from aigtool.trace import ExecutionTrace
 
 GATED = "gated"
 UNAWARE = "static"
 """Attackers of a defended network that do not know of the defence."""
-EPSILON = 8 / 255
-"""Robustness is told at this epsilon where it was measured, else at the largest."""
 
 
 @dataclass(frozen=True)
@@ -237,15 +236,32 @@ def _seconds(results: Results) -> Headline:
 def _robustness(results: Results) -> Headline:
     for attack in results.attacks.values():
         rows = attack.rows[attack.rows["defense"] == "none"]
-        epsilon = EPSILON if _near(rows, EPSILON).any() else rows["epsilon"].max()
-        chosen = {row["network"]: row for row in records(rows[_near(rows, epsilon)])}
+        rows = rows[_near(rows, attack.told_at)]
+        strong = rows[rows["attack"] == "pgd"]
+        rows = rows[rows["attack"] == (strong if len(strong) else rows)["attack"].iloc[0]]
+        # Of what an attack sees of gates, the last that was asked for, the worst by custom.
+        chosen = {row["network"]: row for row in records(rows)}
+        told = next(iter(chosen.values()))
         other = next((name for name in chosen if name != GATED), "dense")
-        title = f"Accuracy under FGSM, {255 * epsilon:g}/255"
+        title = f"Accuracy under {told_attack(told)}, {255 * attack.told_at:g}/255"
         sides = tuple(_right(str(name), chosen.get(name)) for name in (GATED, other))
-        behind = attack.rows[attack.rows["attacker"] == UNAWARE]
-        told = _behind(behind[_near(behind, epsilon)])
-        return Headline(title, (sides[0], sides[1]), _joined(told, attack.data))
-    return Headline("Accuracy under FGSM", (Side(GATED), Side("dense")), "aigtool attack does that")
+        gates = chosen.get(GATED, {}).get("gate_gradient")
+        behind = attack.rows[(attack.rows["attacker"] == UNAWARE)]
+        behind = behind[_near(behind, attack.told_at) & (behind["attack"] == told["attack"])]
+        parts = [f"gates {gates}" if gates else "", _behind(behind), _checked(attack), attack.data]
+        return Headline(title, (sides[0], sides[1]), _joined(*parts))
+    return Headline(
+        "Accuracy under attack", (Side(GATED), Side("dense")), "aigtool attack does that"
+    )
+
+
+def _checked(attack: Attack) -> str:
+    if attack.checks.empty:
+        return ""
+    failed = int((~attack.checks["passed"]).sum())
+    if not failed:
+        return f"all {len(attack.checks)} sanity checks passed"
+    return f"{failed} of {len(attack.checks)} sanity checks in doubt: gradients may be hidden"
 
 
 def _near(rows: pd.DataFrame, epsilon: float) -> "pd.Series[bool]":
@@ -262,6 +278,7 @@ def _right(name: str, figures: Mapping[str, Any] | None) -> Side:
 
 
 def _behind(rows: pd.DataFrame) -> str:
+    rows = rows.drop_duplicates(["quality", "network"], keep="last")
     told = [
         f"quality {quality:g}, "
         + ", ".join(f"{row['network']} {percent(row['top1'])}" for row in records(part))

@@ -19,7 +19,6 @@ from plotly.offline import get_plotlyjs
 from aigtool.analysis.findings import tell_errors, tell_groups
 from aigtool.output import records, replacing
 from aigtool.report.curves import (
-    attack_chart,
     bench_charts,
     cost_charts,
     gate_chart,
@@ -30,7 +29,14 @@ from aigtool.report.gates import GateTables, analyse
 from aigtool.report.headlines import Measured, before_gating, headlines, measured_networks
 from aigtool.report.heatmaps import class_heatmap, training_heatmap
 from aigtool.report.pictures import album
-from aigtool.report.sources import Results, Run, find_results
+from aigtool.report.robustness import (
+    accuracy_charts,
+    check_table,
+    compute_table,
+    embedded,
+    gate_charts,
+)
+from aigtool.report.sources import Attack, Results, Run, find_results
 from aigtool.report.words import UNKNOWN, counted, interval, is_known, number, percent, share
 from aigtool.version import __version__
 
@@ -95,10 +101,7 @@ def render(results: Results, title: str, command: str) -> str:
         networks_head=_HEAD,
         networks=[*_measured(networks), *_compared(results)],
         looks=[_look(name, tables, results.runs) for name, tables in looks.items()],
-        attacks=[
-            {"name": name, "about": attack.data, "chart": attack_chart(attack)}
-            for name, attack in results.attacks.items()
-        ],
+        attacks=[_attack(name, attack) for name, attack in results.attacks.items()],
         benches=[_bench(name, rows) for name, rows in results.benches.items()],
         sweeps=[
             {"name": name, "about": sweep.data, "chart": sweep_chart(sweep)}
@@ -171,6 +174,17 @@ _HEAD = ["network", "data", *_COLUMNS]
 
 def _has_gates(row: Mapping[str, Any]) -> bool:
     return is_known(row.get("execution_rate"))
+
+
+def _attack(name: str, attack: Attack) -> dict[str, Any]:
+    return {
+        "name": name,
+        "about": attack.data,
+        "charts": [*accuracy_charts(attack), *gate_charts(attack)],
+        "compute": compute_table(attack),
+        "checks": check_table(attack),
+        "examples": None if attack.examples is None else embedded(attack.examples),
+    }
 
 
 def _measured(networks: Sequence[Measured]) -> list[list[str]]:

@@ -50,10 +50,25 @@ class Run:
 
 @dataclass(frozen=True)
 class Attack:
-    """What ``aigtool attack`` measured, and on which images."""
+    """What ``aigtool attack`` measured.
+
+    Attributes:
+        data: On which images.
+        rows: Accuracies, a row a case.
+        compute: Attacks on compute.
+        checks: Sanity checks.
+        gates: What gates did; empty where its table is not beside.
+        told_at: The epsilon of checks and pictures.
+        examples: A picture of attacked images, if there is one.
+    """
 
     data: str
     rows: pd.DataFrame
+    compute: pd.DataFrame
+    checks: pd.DataFrame
+    gates: pd.DataFrame
+    told_at: float
+    examples: Path | None
 
 
 @dataclass(frozen=True)
@@ -239,15 +254,42 @@ def _read_comparison(results: Results, name: str, file: Path) -> None:
 
 
 def _read_attack(results: Results, name: str, file: Path) -> None:
-    numbers = dict.fromkeys(("epsilon", "top1", "gflops_executed", "quality"), float)
+    of_rows = dict.fromkeys(("epsilon", "top1", "gflops_executed", "quality", "steps"), float)
+    of_costs = dict.fromkeys(("epsilon", "gflops_dense", "gflops_clean", "gflops_attacked"), float)
+    of_costs |= dict.fromkeys(("gflops_worst", "saving_destroyed", "answers_kept"), float)
+    of_gates = dict.fromkeys(("epsilon", "execution_rate", "gate_agreement"), float)
+    of_checks = {"correct": int, "images": int, "other": float, "passed": bool, "name": str}
+    beside = file.with_name("gates.csv"), file.with_name("examples.png")
 
     def read(path: Path) -> Attack:
         told = json.loads(path.read_text())
-        rows = pd.DataFrame(told["rows"])
-        texts = dict.fromkeys(("network", "defense", "attacker"), str)
-        return Attack(str(told["data"]), _table(rows, correct=int, images=int, **numbers, **texts))
+        counts: dict[str, type] = {"correct": int, "images": int}
+        gates = pd.read_csv(beside[0]) if beside[0].is_file() else pd.DataFrame()
+        return Attack(
+            str(told["data"]),
+            _table(_named(pd.DataFrame(told["rows"]), _CASE), **counts, **of_rows),
+            _optional(pd.DataFrame(told["compute"]), **counts, **of_costs),
+            _optional(_named(pd.DataFrame(told["checks"]), _CASE[:2]), **of_checks),
+            _optional(_named(gates, (*_CASE, "group", "gate")), images=int, **of_gates),
+            float(told["told_at"]),
+            beside[1] if beside[1].is_file() else None,
+        )
 
     results.attacks[name] = _whole(file, "attack", read)
+
+
+_CASE = ("network", "gate_gradient", "attack", "norm", "defense", "attacker")
+
+
+def _named(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Return a table whose columns of names are of text, empty where there is no name."""
+    if rows.empty:
+        return rows
+    return rows.assign(**{name: rows[name].fillna("").astype(str) for name in columns})
+
+
+def _optional(rows: pd.DataFrame, **types: type) -> pd.DataFrame:
+    return rows if rows.empty else _table(rows, **types)
 
 
 def _read_bench(results: Results, name: str, file: Path) -> None:

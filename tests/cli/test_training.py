@@ -79,17 +79,19 @@ def test_the_way_from_a_folder_to_an_attack(
     assert opened["execution_rate"] == 1.0
     dense = aigtool("evaluate", tmp_path / "run" / "dense.safetensors", *data, "--json")
     assert (dense["execution_rate"], dense["reference"]) == (None, None)
-    alone = aigtool("attack", tmp_path / "run" / "dense.safetensors", *data, "--epsilons", "0")
-    assert "gated" not in alone.out
     shown = aigtool("evaluate", best, *data)
     assert "right" in shown.out
     assert "next:" in shown.err
 
-    rows = aigtool("attack", best, *data, "--epsilons", "0,8/255", "--json")["rows"]
-    assert {row["network"] for row in rows} == {"gated", "dense"}
-    assert {row["quality"] for row in rows} == {None, 75}
-    assert (best.parent / "best-attack" / "attack.png").is_file()
-    assert "JPEG 75" in aigtool("attack", best, *data, "--out", tmp_path / "again").out
+    steps = ["--epsilons", "0,8/255", "--steps", "2"]
+    told = aigtool("attack", best, *data, *steps, "--json")
+    assert {row["network"] for row in told["rows"]} == {"gated", "dense"}
+    assert {row["quality"] for row in told["rows"]} == {None, 75}
+    assert "chroma subsampling 4:2:0" in told["jpeg"]
+    assert {row["timed_images"] for row in told["compute"]} == {12}
+    names = {path.name for path in (best.parent / "best-attack").iterdir()}
+    tables = {"attack.csv", "gates.csv", "compute.csv", "attack.json"}
+    assert names == tables | {"attack.png", "execution.png", "examples.png"}
 
 
 def test_a_run_goes_on_where_it_was_stopped(

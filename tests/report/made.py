@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from PIL import Image
 
 from aigtool.analysis.costs import cost_by_confidence, cost_of_errors
 from aigtool.analysis.extremes import extreme_images
@@ -113,6 +114,10 @@ def write_run(folder: Path, information_about: str = "class", gates: int = 3) ->
 def attack_row(network: str, epsilon: float, correct: int, quality: int | None) -> dict[str, Any]:
     return {
         "network": network,
+        "attack": "fgsm",
+        "norm": "linf",
+        "steps": 1,
+        "gate_gradient": "straight-through" if network == "gated" else None,
         "epsilon": epsilon,
         "defense": "none" if quality is None else "jpeg",
         "quality": quality,
@@ -120,6 +125,7 @@ def attack_row(network: str, epsilon: float, correct: int, quality: int | None) 
         "correct": correct,
         "top1": float(correct),
         "images": 100,
+        "doubt": quality == 50,
         "execution_rate": 0.6 if network == "gated" else None,
         "gflops_executed": 1.2 if network == "gated" else 2.0,
     }
@@ -134,7 +140,31 @@ def write_attack(folder: Path, reference: str = "dense") -> None:
         for epsilon, correct in zip((0.0, 8 / 255), counts, strict=True)
         for quality, lost in ((None, 0), (75, 2), (50, 3))
     ]
-    (folder / "attack.json").write_text(json.dumps({"data": "made, 100 images", "rows": rows}))
+    cost = {"goal": "raise", "epsilon": 8 / 255, "images": 100, "correct": 90}
+    cost |= {"gflops_dense": 2.0, "gflops_clean": 1.2, "gflops_attacked": 1.4, "gflops_worst": 1.8}
+    cost |= {"saving_destroyed": 0.25, "answers_kept": 1.0, "clean_ms": 3.0, "dense_ms": 5.0}
+    cost |= {"attacked_ms": 3.5, "attacked_p95_ms": 4.5}
+    check = {"network": "gated", "gate_gradient": "straight-through", "images": 100, "other": 10.0}
+    checks = [
+        {**check, "name": "what holds", "correct": 5, "passed": True},
+        {**check, "name": "what does not", "correct": 50, "passed": False},
+    ]
+    told = {"data": "made, 100 images", "told_at": 8 / 255, "rows": rows}
+    told |= {"compute": [cost], "checks": checks}
+    (folder / "attack.json").write_text(json.dumps(told))
+    gates = [
+        {
+            **{key: row[key] for key in ("network", "attack", "norm", "defense", "attacker")},
+            **{"gate_gradient": "straight-through", "epsilon": row["epsilon"], "images": 100},
+            **{"group": "all", "gate": f"layer1.{gate}", "execution_rate": 0.5 + 0.1 * gate},
+            "gate_agreement": 1.0 - row["epsilon"],
+        }
+        for row in rows
+        if row["network"] == "gated"
+        for gate in range(3)
+    ]
+    pd.DataFrame(gates).to_csv(folder / "gates.csv", index=False)
+    Image.new("RGB", (40, 30), "red").save(folder / "examples.png")
 
 
 def write_bench(folder: Path) -> None:

@@ -15,6 +15,7 @@ from aigtool.report.curves import sweep_chart
 from aigtool.report.headlines import Headline, headlines, measured_networks
 from aigtool.report.page import render, write_report
 from aigtool.report.pictures import album, inference_graph, read_pictures
+from aigtool.report.robustness import accuracy_charts, gate_charts
 from aigtool.report.sources import Results, find_results
 from tests.report.made import (
     SCRIPT,
@@ -51,9 +52,10 @@ def test_headlines_stand_gated_beside_dense_with_what_they_rest_on(tmp_path: Pat
     assert seconds.about.startswith(served)
     assert [side.value for side in robustness.sides] == ["40.0 %", "30.0 %"]
     assert robustness.title.endswith("8/255")
-    behind = "behind JPEG, of which the attacker does not know: "
+    behind = "gates straight-through; behind JPEG, of which the attacker does not know: "
     behind += "quality 75, gated 38.0 %, dense 28.0 %; quality 50, gated 37.0 %, dense 27.0 %; "
     assert robustness.about.startswith(behind)
+    assert "1 of 2 sanity checks in doubt: gradients may be hidden" in robustness.about
 
 
 def test_what_was_not_measured_is_said_not_to_be() -> None:
@@ -123,6 +125,47 @@ def test_an_attack_and_a_run_have_headlines_too(tmp_path: Path) -> None:
     assert accuracy.about == "run, epoch 2, validation images"
     assert compute.sides[0].value == "not measured"
     assert compute.sides[0].detail.startswith("65.0 % of dense")
+
+
+def test_an_attack_has_curves_costs_checks_and_pictures(tmp_path: Path) -> None:
+    write_attack(tmp_path / "attack")
+    results = find_results([tmp_path])
+    [attack] = results.attacks.values()
+    charts = {chart.title: chart for chart in accuracy_charts(attack)}
+    behind = [f"FGSM, JPEG {quality}, attacker unaware" for quality in (75, 50)]
+    assert [*charts] == ["FGSM, no defence", *behind]
+    gated, dense = charts["FGSM, no defence"].series
+    assert (gated.name, dense.name) == ("gated, gates straight-through", "dense")
+    assert gated.said[1].endswith("8/255: 40.0 % (30.9 to 49.8 %), 40 of 100 right")
+    assert "doubt" in charts[behind[1]].series[0].said[0]
+    rates, same = gate_charts(attack)
+    assert rates.title == "What is executed under FGSM, 8/255, gates straight-through"
+    assert [series.name for series in rates.series] == ["clean", "attacked"]
+    assert [series.name for series in same.series] == ["all (100 images)"]
+    text = render(results, "page", "command")
+    assert "clean ones take 60.0 % of the dense network&#39;s GFLOPs" in text
+    assert "<td>70.0 %</td><td>90.0 %</td><td>25.0 %</td><td>100.0 %</td>" in text
+    assert "<td>passed</td>" in text
+    assert "read this figure with doubt: gradients may be hidden" in text
+    assert 'src="data:image/png;base64,' in text
+
+
+def test_the_headline_is_of_the_strongest_attack_and_the_worst_gates(tmp_path: Path) -> None:
+    file = tmp_path / "attack" / "attack.json"
+    write_attack(file.parent)
+    told = json.loads(file.read_text())
+    for gates, lost in (("straight-through", 10), ("worst", 20)):
+        for row in [row for row in told["rows"] if row["attack"] == "fgsm"]:
+            is_gated = row["network"] == "gated"
+            stronger = {"attack": "pgd", "steps": 20, "correct": row["correct"] - lost}
+            told["rows"].append(row | stronger | {"gate_gradient": gates if is_gated else None})
+    told["checks"] = []
+    file.write_text(json.dumps(told))
+    *_, robustness = headlines_of(find_results([tmp_path]))
+    assert robustness.title == "Accuracy under PGD-20, 8/255"
+    assert robustness.about.startswith("gates worst; ")
+    assert "sanity" not in robustness.about
+    assert robustness.sides[0].detail.startswith("± 4.0; 20 of 100 right")
 
 
 def test_the_page_escapes_what_users_named(tmp_path: Path) -> None:
