@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from aigtool.intervals import wilson_interval
+from aigtool.intervals import mcnemar, wilson_interval
 
 
 @given(st.integers(1, 500), st.data(), st.sampled_from([0.8, 0.95, 0.99]))
@@ -30,3 +30,15 @@ def test_they_hold_the_true_share_as_often_as_they_say(trials: int) -> None:
     coverage = (binom.pmf(counts, trials, shares) * held).sum(1)
     assert coverage.mean() == pytest.approx(0.95, abs=0.01)
     assert coverage.min() > 0.83  # next to 0 and 1, as is known of it
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60))
+def test_mcnemar_is_the_binomial_test_of_the_images_that_one_alone_got_right(
+    pairs: list[tuple[bool, bool]],
+) -> None:
+    ours, theirs = (np.array([pair[i] for pair in pairs], bool) for i in (0, 1))
+    more, fewer, p = mcnemar(ours, theirs)
+    assert more == sum(a and not b for a, b in pairs)
+    assert fewer == sum(b and not a for a, b in pairs)
+    expected = binomtest(more, more + fewer).pvalue if more + fewer else 1.0
+    assert p == pytest.approx(expected)

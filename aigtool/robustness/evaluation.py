@@ -36,9 +36,10 @@ class _Plan:
     defenses: Sequence[Defense]
     attackers: Sequence[Attacker]
     gate_gradients: Sequence[GateGradient]
-    is_eight_bit: bool
-    seed: int
-    watch: Callable[[Attacked], None]
+    is_eight_bit: bool = False
+    seed: int = 0
+    watch: Callable[[Attacked], None] = lambda _: None
+    progress: Callable[[int], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def attack_networks(
             the ball.
         seed: Of all that attacks draw.
         watch: Called with what was attacked, to look at it or save it.
-        progress: Called with the number of images done after each batch.
+        progress: Called with the number of images done after each attack on a batch; in all, each
+            image counts ``attacks_an_image`` times.
 
     Raises:
         UserError: An epsilon is out of range, there is none, a label is none of the network's
@@ -132,6 +134,7 @@ def attack_networks(
         is_eight_bit,
         seed,
         watch,
+        progress,
     )
     _check(plan, networks, target)
     found = Robustness(networks, target)
@@ -148,9 +151,30 @@ def attack_networks(
                     _count(tally, judged, batch, outcome, clean[UNDEFENDED])
         labels.append(known.cpu().numpy())
         first += len(known)
-        progress(len(known))
     found.labels = np.concatenate(labels)
     return found
+
+
+def attacks_an_image(
+    networks: Mapping[str, Judged],
+    *,
+    attacks: Sequence[Attack],
+    defenses: Sequence[Defense] = (),
+    attackers: Sequence[Attacker] = ("static",),
+    gate_gradients: Sequence[GateGradient] = ("straight-through",),
+) -> int:
+    """Return how often each image is attacked, all epsilons at a time: see ``attack_networks``.
+
+    Example:
+        >>> attacks_an_image({}, attacks=[Fgsm()])
+        0
+    """
+    plan = _Plan((), attacks, [UNDEFENDED, *defenses], attackers, gate_gradients)
+    return sum(
+        len(_computed(_gradients(judged, way.attack, plan)))
+        for judged in networks.values()
+        for way in _ways(plan)
+    )
 
 
 def _check(plan: _Plan, networks: Mapping[str, Judged], target: int | str | None) -> None:
@@ -210,6 +234,15 @@ def _ways(plan: _Plan) -> Iterator[_Way]:
                     yield _Way(attack, "adaptive", defense, [defense])
 
 
+def _gradients(judged: Judged, attack: Attack, plan: _Plan) -> Sequence[GateGradient | None]:
+    return plan.gate_gradients if judged.decides and attack.sees_network else (None,)
+
+
+def _computed(asked: Sequence[GateGradient | None]) -> Sequence[GateGradient | None]:
+    """Return those that an attack is run for: the worst is of the two others."""
+    return GATE_GRADIENTS[:2] if "worst" in asked else asked
+
+
 @dataclass(frozen=True)
 class _BatchAttack:
     """All that is done to one batch of one network."""
@@ -222,21 +255,17 @@ class _BatchAttack:
     def outcomes(self, clean: Mapping[Defense, _Outcome]) -> Iterator[tuple[Case, _Outcome]]:
         """Yield what became of the images in each case."""
         for way in _ways(self.plan):
-            asked = self._gradients(way.attack)
-            is_worst = "worst" in asked
+            asked = _gradients(self.judged, way.attack, self.plan)
             found: dict[Case, _Outcome] = {}
-            for gradient in GATE_GRADIENTS[:2] if is_worst else asked:
+            for gradient in _computed(asked):
                 found |= self._under(way, gradient, clean)
-            for case in list(found) if is_worst else ():
+                self.plan.progress(len(self.batch.labels))
+            for case in list(found) if "worst" in asked else ():
                 if case.gate_gradient == "frozen":
                     seen = replace(case, gate_gradient="straight-through")
                     both = replace(case, gate_gradient="worst")
                     found[both] = found[seen].unless(found[case])
             yield from ((case, one) for case, one in found.items() if case.gate_gradient in asked)
-
-    def _gradients(self, attack: Attack) -> Sequence[GateGradient | None]:
-        sees_gates = self.judged.decides and attack.sees_network
-        return self.plan.gate_gradients if sees_gates else (None,)
 
     def _under(
         self, way: _Way, gradient: GateGradient | None, clean: Mapping[Defense, _Outcome]

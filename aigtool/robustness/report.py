@@ -14,12 +14,13 @@ from aigtool.data.loading import load_batches
 from aigtool.robustness.attacks import LINF
 from aigtool.robustness.balls import Ball
 from aigtool.robustness.cases import Attacked, Attacker, Case, GateGradient, Judged
+from aigtool.robustness.compute import GOALS
 from aigtool.robustness.defenses import SUBSAMPLING, Defense, jpeg_encoder
-from aigtool.robustness.evaluation import attack_networks
+from aigtool.robustness.evaluation import attack_networks, attacks_an_image
 from aigtool.robustness.pictures import Example, Examples, ImageWriter
 from aigtool.robustness.sanity import Check, sanity_checks
 from aigtool.robustness.slowdown import Timed, attack_compute
-from aigtool.robustness.suite import Attack, Fgsm
+from aigtool.robustness.suite import Attack, Fgsm, Noise, Pgd
 from aigtool.robustness.tables import accuracy_rows, gate_rows
 
 TOLD_AT = 8 / 255
@@ -145,15 +146,19 @@ def report_attack(
     def batches(chosen: ImageSet) -> Any:
         return load_batches(chosen, batch_size=batch_size, workers=workers)
 
-    with progress("attacking", len(images)) as advance:
+    ways: dict[str, Any] = {
+        "attacks": plan.attacks,
+        "defenses": plan.defenses,
+        "attackers": plan.attackers,
+        "gate_gradients": plan.gate_gradients,
+    }
+    times = attacks_an_image(networks, **ways)
+    with progress("attacking", times * len(images)) as advance:
         found = attack_networks(
             networks,
             batches(images),
             epsilons=plan.epsilons,
-            attacks=plan.attacks,
-            defenses=plan.defenses,
-            attackers=plan.attackers,
-            gate_gradients=plan.gate_gradients,
+            **ways,
             target=plan.target,
             is_eight_bit=plan.is_eight_bit or writer is not None,
             seed=plan.seed,
@@ -167,7 +172,8 @@ def report_attack(
         timed = None
         if served and {name, last} <= {*served}:
             timed = Timed(served[name], served[last], max(1, len(few) // _TIMED))
-        with progress("attacking compute", len(few)) as advance:
+        times = len(GOALS) * len(plan.compute)
+        with progress("attacking compute", times * len(few)) as advance:
             compute = attack_compute(
                 first,
                 batches(few),
@@ -180,7 +186,9 @@ def report_attack(
             )
     checks: list[Check] = []
     if plan.told_at:
-        with progress("checking", 2 * len(few)) as advance:
+        made = [Noise(), Fgsm(), Pgd(), Pgd()]  # the last as far as any image may go
+        times = attacks_an_image(networks, attacks=made, gate_gradients=plan.gate_gradients)
+        with progress("checking", times * len(few)) as advance:
             checks = sanity_checks(
                 networks,
                 batches(few),

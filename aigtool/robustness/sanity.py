@@ -89,7 +89,7 @@ def sanity_checks(
         gate_gradients: As of ``attack_networks``.
         steps: Of PGD.
         seed: Of the noise.
-        progress: Called with the number of images done, each twice in all.
+        progress: Called as by ``attack_networks``.
     """
     held = list(batches)
     moved: list[Tensor] = []

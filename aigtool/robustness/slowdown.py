@@ -78,7 +78,8 @@ def attack_compute(
         is_eight_bit: Whether attacked images are rounded to 8 bits, within the ball.
         timed: What to take times of, image by image, clean and attacked ones in turns; no times by
             default.
-        progress: Called with the number of images done after each batch.
+        progress: Called with the number of images done after each attack on a batch; in all, each
+            image counts once a goal and epsilon.
 
     Returns:
         A row a goal and epsilon: ``gflops_dense``, ``gflops_clean``, ``gflops_attacked`` (means),
@@ -115,13 +116,13 @@ def attack_compute(
                         ball=ball,
                         steps=steps,
                     )
+                    progress(len(labels))
                 if case.epsilon and is_eight_bit:
                     moved = ball.rounded(pixels, moved, case.epsilon)
                 looks.append(_look(judged, moved, labels))
                 if timed:
                     kept[case].append(moved[-first % timed.every :: timed.every])
         first += len(labels)
-        progress(len(labels))
     whole = {case: _joined(looks) for case, looks in seen.items()}
     times = _times(timed, {case: torch.cat(parts) for case, parts in kept.items()}) if timed else {}
     rows = []

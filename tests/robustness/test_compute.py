@@ -137,12 +137,15 @@ def test_rows(pixels: Tensor) -> None:
     judged = judged_planted()
     labels = torch.tensor([0, 0, 0, 1])
     timed = Timed(judged.network, judged.network, every=3)
+    done: list[int] = []
     rows = attack_compute(
         judged,
         [(pixels[:3], labels[:3]), (pixels[3:], labels[3:])],
         epsilons=[0.05, EPSILON],
         timed=timed,
+        progress=done.append,
     )
+    assert sum(done) == 4 * 4
     assert rows["goal"].tolist() == ["raise", "raise", "lower", "lower"]
     up = rows[(rows["goal"] == "raise") & (rows["epsilon"] == EPSILON)].iloc[0]
     one = judged.flops.gated_blocks[0].skippable

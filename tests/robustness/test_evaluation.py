@@ -19,7 +19,7 @@ from aigtool.robustness.attacks import fgsm, frozen_gates, noise, pgd
 from aigtool.robustness.balls import BALLS
 from aigtool.robustness.cases import Attacked, Judged
 from aigtool.robustness.defenses import Defended, Defense, jpeg, jpeg_defense
-from aigtool.robustness.evaluation import attack_networks, pixel_batches
+from aigtool.robustness.evaluation import attack_networks, attacks_an_image, pixel_batches
 from aigtool.robustness.suite import Fgsm, Noise, Pgd
 from aigtool.robustness.tables import accuracy_rows, gate_rows
 
@@ -167,6 +167,20 @@ def test_the_worst_is_wrong_if_either_is(networks: dict[str, Judged]) -> None:
     assert {*alone["gate_gradient"].dropna()} == {"worst"}
     told = row(alone, network="gated", epsilon=3 / 255)
     assert told["correct"] == right["worst", 3 / 255].sum()
+
+
+def test_progress_counts_attacks(networks: dict[str, Judged], batch: Batch) -> None:
+    ways: dict[str, Any] = {
+        "attacks": [Fgsm(), Noise()],
+        "defenses": [jpeg_defense()],
+        "attackers": ("static", "adaptive"),
+        "gate_gradients": ("worst",),
+    }
+    done: list[int] = []
+    attack_networks(networks, [batch], epsilons=(0.1,), progress=done.append, **ways)
+    # FGSM of both attackers, by what each of two sees of the gates or by one without; noise once.
+    assert attacks_an_image(networks, **ways) == 2 * 2 + 2 + 1 + 1
+    assert sum(done) == len(batch[1]) * attacks_an_image(networks, **ways)
 
 
 def test_noise_sees_nothing_and_is_drawn_anew_each_batch(

@@ -58,7 +58,7 @@ def test_honest_networks_pass(batches: list[Batch]) -> None:
     assert len(by_name(checks, "other")) == 3  # nothing is transferred from itself
     assert by_name(checks, "one")[CHANCE].correct == 0
     assert by_name(checks, "one")[CHANCE].other == pytest.approx(30)
-    assert sum(done) == 180
+    assert sum(done) == 90 * 2 * 4
     assert checks[0].as_dict()["verdict"] == "passed"
 
 
