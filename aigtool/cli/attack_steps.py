@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from aigtool.analysis.groups import read_groups
-from aigtool.cli.console import percent, print_facts, print_table, share, warn
+from aigtool.cli.console import note, percent, print_facts, print_rows, print_table, share, warn
 from aigtool.cli.opening import open_for, open_reference, ready, ready_to_serve
 from aigtool.data.images import DataSource, ImageSet
 from aigtool.errors import UserError
@@ -26,7 +26,7 @@ from aigtool.robustness.libraries import (
     library_attack,
     library_attacks,
 )
-from aigtool.robustness.plots import told_attack, told_defense
+from aigtool.robustness.plots import told_attack, told_defense, told_epsilon
 from aigtool.robustness.report import AttackPlan, AttackReport
 from aigtool.robustness.sanity import Check
 from aigtool.robustness.suite import Attack, Fgsm, Noise, Pgd
@@ -45,7 +45,8 @@ def show_attacks() -> None:
         for one in library_attacks(library):
             how = "least distance, compared with epsilon" if one.is_least else "within epsilon"
             rows.append([one.name, " or ".join(one.norms) or "-", one.refused or how])
-    print_table("", ["attack", "norm", ""], rows, text_columns=3)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print_rows(dict(zip(("attack", "norm", ""), widths, strict=True)), rows)
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,8 @@ def plan_attack(
             "compute: the network has no gates that decide; expected one that convert or finetune "
             "gave gates, or --compute none"
         )
+    if compute is None and subjects.decides and norm == "l2":
+        note("no attack on compute: name its epsilons by l2, such as --compute 0.5")
     if compute is None:
         compute = _COMPUTE if subjects.decides and norm != "l2" else ()
     ball = BALLS[norm or "linf"]
@@ -230,20 +233,29 @@ def _show_way(rows: Sequence[Mapping[str, Any]], report: AttackReport) -> None:
     for epsilon in dict.fromkeys(row["epsilon"] for row in rows):
         told = cell[network, gates, epsilon]
         shown = (cell[name, gradient, epsilon] for name, gradient in lines)
-        table.append([f"{255 * epsilon:g}/255", *(_left(row, len(lines) > 2) for row in shown)])
+        table.append(
+            [told_epsilon(epsilon, told["norm"]), *(_left(row, len(lines) > 2) for row in shown)]
+        )
         table[-1] += [_difference(told)] if is_compared else []
         table[-1] += [share(told["gate_agreement"])]
     first = rows[0]
     target = report.record["target"]
-    aimed = "" if target is None else f" at {target}"
     heads = [*map(_head, lines)]
-    heads += [f"{network} -\n{lines[-1][0]}, paired"] if is_compared else []
+    heads += [f"{gates or network} -\n{lines[-1][0]}, paired"] if is_compared else []
     print_table(
-        f"{told_attack(first)}{aimed}, {told_defense(first)}: top-1 %, right ones of those right "
-        "before, [95 % interval]",
-        ["epsilon", *heads, "gates as\nclean"],
+        f"{told_attack(first, target)}, {told_defense(first)}: top-1 %, right ones of those right "
+        "before, [95 % interval]; ± is a standard error",
+        ["epsilon", *heads, f"{gates or 'gates'},\nas clean"],
         table,
     )
+    if target is not None:
+        reached = ", ".join(
+            f"{told_epsilon(row['epsilon'], row['norm'])} {row['network']} "
+            f"{row['hits']} of {row['aimed']}"
+            for row in rows
+            if row["epsilon"]
+        )
+        print_facts("", [("target reached", reached)])
 
 
 def _head(line: tuple[str, str | None]) -> str:
@@ -274,7 +286,7 @@ def _show_compute(rows: Sequence[Mapping[str, Any]]) -> None:
     table = [
         [
             row["goal"],
-            f"{255 * row['epsilon']:g}/255",
+            told_epsilon(row["epsilon"], row["norm"]),
             share(row["gflops_attacked"] / dense),
             share(row["gflops_worst"] / dense),
             share(row["saving_destroyed"]),
@@ -306,10 +318,11 @@ def _show_checks(report: AttackReport) -> None:
     for name in names:
         found = [cell.get((*line, name)) for line in lines]
         table.append([name, *("-" if check is None else _verdict(check) for check in found)])
-    at = f"{255 * report.record['told_at']:g}/255"
+    at = told_epsilon(report.record["told_at"], report.record["norm"])
+    kind = "untargeted attacks, " if report.record["target"] is not None else ""
     print_table(
-        f"Sanity checks, {report.record['subset']} images, epsilon {at}: right answers left, and "
-        "at least so many should be",
+        f"Sanity checks, {report.record['subset']} images, {kind}epsilon {at}: right answers that "
+        "the attack leaves ≤ what it may leave",
         ["", *map(_head, lines)],
         table,
     )

@@ -21,7 +21,7 @@ from aigtool.report.words import (
     share,
     stderr,
 )
-from aigtool.robustness.plots import told_attack
+from aigtool.robustness.plots import told_attack, told_epsilon
 from aigtool.trace import ExecutionTrace
 
 GATED = "gated"
@@ -243,7 +243,8 @@ def _robustness(results: Results) -> Headline:
         chosen = {row["network"]: row for row in records(rows)}
         told = next(iter(chosen.values()))
         other = next((name for name in chosen if name != GATED), "dense")
-        title = f"Accuracy under {told_attack(told)}, {255 * attack.told_at:g}/255"
+        at = told_epsilon(attack.told_at, told["norm"])
+        title = f"Accuracy under {told_attack(told, attack.target)}, {at}"
         sides = tuple(_right(str(name), chosen.get(name)) for name in (GATED, other))
         gates = chosen.get(GATED, {}).get("gate_gradient")
         behind = attack.rows[(attack.rows["attacker"] == UNAWARE)]

@@ -13,7 +13,7 @@ from aigtool.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION
 from aigtool.report.charts import Chart, Series
 from aigtool.report.sources import Attack
 from aigtool.report.words import counted, is_known, number, percent, share
-from aigtool.robustness.plots import told_attack, told_defense
+from aigtool.robustness.plots import told_attack, told_defense, told_epsilon
 from aigtool.robustness.sanity import DOUBT
 from aigtool.robustness.tables import ALL
 
@@ -29,8 +29,9 @@ def accuracy_charts(attack: Attack) -> Iterator[Chart]:
             _curve(str(network), str(gates), part)
             for (network, gates), part in rows.groupby(["network", "gate_gradient"], sort=False)
         ]
-        title = f"{told_attack(first)}, {told_defense(first)}"
-        x, y = "epsilon, in 1/255 of the pixel range", "top-1 accuracy, %"
+        title = f"{told_attack(first, attack.target)}, {told_defense(first)}"
+        unit = ", in 1/255 of the pixel range" if first["norm"] == "linf" else ", l2"
+        x, y = f"epsilon{unit}", "top-1 accuracy, %"
         yield Chart(title, x, y, series, range_y=(-2, 102))
 
 
@@ -39,14 +40,14 @@ def _curve(network: str, gates: str, rows: pd.DataFrame) -> Series:
     told = records(rows.sort_values("epsilon"))
     spans = [wilson_interval(row["correct"], row["images"]) for row in told]
     said = [
-        f"{name}, epsilon {255 * row['epsilon']:g}/255: {percent(row['top1'])} "
+        f"{name}, epsilon {told_epsilon(row['epsilon'], row['norm'])}: {percent(row['top1'])} "
         f"({100 * float(low):.1f} to {100 * float(high):.1f} %), "
         f"{counted(row['correct'], row['images'])} right" + _doubted(row)
         for row, (low, high) in zip(told, spans, strict=True)
     ]
     return Series(
         name,
-        [255 * row["epsilon"] for row in told],
+        [row["epsilon"] * (255 if row["norm"] == "linf" else 1) for row in told],
         [row["top1"] for row in told],
         said,
         stderr=[50 * float(high - low) for low, high in spans],
@@ -72,7 +73,8 @@ def gate_charts(attack: Attack) -> Iterator[Chart]:
             continue
         clean = way[(way["epsilon"] == 0) & (way["group"] == ALL)]
         first = records(attacked)[0] | {"steps": _steps(attack, way["attack"].iloc[0])}
-        at = f"{told_attack(first)}, {255 * attack.told_at:g}/255"
+        at = told_attack(first, attack.target)
+        at += f", {told_epsilon(attack.told_at, first['norm'])}"
         at += f", gates {gradient}" if gradient else ""
         whole = attacked[attacked["group"] == ALL]
         gates = whole["gate"].astype(str).tolist()
@@ -144,7 +146,7 @@ def compute_table(attack: Attack) -> dict[str, Any]:
         "rows": [
             [
                 row["goal"],
-                f"{255 * row['epsilon']:g}/255",
+                told_epsilon(row["epsilon"], row["norm"]),
                 share(row["gflops_attacked"] / dense),
                 share(row["gflops_worst"] / dense),
                 share(row["saving_destroyed"]),
@@ -160,8 +162,9 @@ def compute_table(attack: Attack) -> dict[str, Any]:
 def check_table(attack: Attack) -> dict[str, Any]:
     """Return the sanity checks as a table."""
     rows = records(attack.checks)
+    norm = attack.rows["norm"].iloc[0]
     return {
-        "caption": f"Sanity checks at epsilon {255 * attack.told_at:g}/255",
+        "caption": f"Sanity checks, untargeted, at epsilon {told_epsilon(attack.told_at, norm)}",
         "head": [
             "what should hold",
             "network, gates",

@@ -59,6 +59,7 @@ class Attack:
         checks: Sanity checks.
         gates: What gates did; empty where its table is not beside.
         told_at: The epsilon of checks and pictures.
+        target: What targeted attacks want for an answer, if they are.
         examples: A picture of attacked images, if there is one.
     """
 
@@ -68,6 +69,7 @@ class Attack:
     checks: pd.DataFrame
     gates: pd.DataFrame
     told_at: float
+    target: int | str | None
     examples: Path | None
 
 
@@ -272,6 +274,7 @@ def _read_attack(results: Results, name: str, file: Path) -> None:
             _optional(_named(pd.DataFrame(told["checks"]), _CASE[:2]), **of_checks),
             _optional(_named(gates, (*_CASE, "group", "gate")), images=int, **of_gates),
             float(told["told_at"]),
+            told["target"],
             beside[1] if beside[1].is_file() else None,
         )
 

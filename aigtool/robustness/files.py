@@ -11,6 +11,7 @@ from aigtool.robustness.plots import (
     execution_figure,
     robustness_figure,
     told_attack,
+    told_epsilon,
 )
 from aigtool.robustness.report import AttackReport
 
@@ -36,12 +37,12 @@ def write_attack(report: AttackReport, folder: str | Path) -> list[Path]:
                 table.to_csv(temporary, index=False)
     written.append(at / "attack.json")
     write_json(written[-1], as_json(report))
-    figures = {"attack": robustness_figure(report.rows, report.data)}
+    figures = {"attack": robustness_figure(report.rows, report.record["target"], report.data)}
     if shown := _execution(report):
         figures["execution"] = shown
     if report.examples and report.case:
         figures["examples"] = examples_figure(
-            report.examples, report.case, report.classes, report.data
+            report.examples, report.case, report.classes, report.record["target"], report.data
         )
     for name, figure in figures.items():
         written.append(at / f"{name}.png")
@@ -62,16 +63,19 @@ def as_json(report: AttackReport) -> dict[str, object]:
 
 
 def _execution(report: AttackReport) -> Figure | None:
-    """Draw gates under the last attack, which is the strongest by custom, without a defence."""
+    """Draw gates under the last attack that sees them, the strongest by custom, undefended."""
     if report.gates.empty:
         return None
     rows: pd.DataFrame = report.gates[report.gates["defense"] == "none"]
     rows = rows[(rows["epsilon"] == 0) | (rows["epsilon"] == report.record["told_at"])]
-    way = rows.iloc[-1]
+    sighted = rows[rows["gate_gradient"].notna()]
+    way = (sighted if len(sighted) else rows).iloc[-1]
     same = (rows["attack"] == way["attack"]) & (rows["network"] == way["network"])
     gradient = rows.loc[same, "gate_gradient"].iloc[0]
     chosen = rows[same & (rows["gate_gradient"].fillna("") == (gradient or ""))]
     if chosen["epsilon"].nunique() < 2:
         return None
-    told = f"{told_attack(way)}, epsilon {255 * report.record['told_at']:g}/255"
-    return execution_figure(chosen, f"{told}, gates {gradient}", report.data)
+    told = f"{told_attack(way, report.record['target'])}, "
+    told += told_epsilon(report.record["told_at"], way["norm"])
+    seen = f", gates {gradient}" if isinstance(gradient, str) else ""
+    return execution_figure(chosen, told + seen, report.data)

@@ -40,31 +40,45 @@ def told_defense(row: Any) -> str:
     return f"{name}, attacker {'unaware' if row['attacker'] == 'static' else 'aware'}"
 
 
-def told_attack(row: Any) -> str:
-    """Say which attack a row is of.
+def told_attack(row: Any, target: int | str | None = None) -> str:
+    """Say which attack a row is of, and what it wants, if that is told.
 
     Example:
-        >>> told_attack({"attack": "pgd", "steps": 20, "norm": "l2"})
-        'PGD-20, l2'
+        >>> told_attack({"attack": "pgd", "steps": 20, "norm": "l2"}, "least-likely")
+        'PGD-20, l2, to least-likely'
         >>> told_attack({"attack": "foolbox:PGD", "steps": None, "norm": "linf"})
         'foolbox:PGD'
     """
     name = str(row["attack"])
     name = name if ":" in name or name == "noise" else name.upper()
     steps = f"-{row['steps']:g}" if row["attack"] == "pgd" else ""
-    return f"{name}{steps}{', l2' if row['norm'] == 'l2' else ''}"
+    aimed = "" if target is None else f", to {'class ' * isinstance(target, int)}{target}"
+    return f"{name}{steps}{', l2' if row['norm'] == 'l2' else ''}{aimed}"
+
+
+def told_epsilon(epsilon: float, norm: str) -> str:
+    """Write an epsilon: in 1/255 where it is of single pixels.
+
+    Example:
+        >>> told_epsilon(8 / 255, "linf"), told_epsilon(0.5, "l2"), told_epsilon(0.0, "linf")
+        ('8/255', '0.5', '0')
+    """
+    return f"{255 * epsilon:g}/255" if norm == "linf" and epsilon else f"{epsilon:g}"
 
 
 @styled
-def robustness_figure(rows: pd.DataFrame, about: str = "") -> Figure:
+def robustness_figure(
+    rows: pd.DataFrame, target: int | str | None = None, about: str = ""
+) -> Figure:
     """Draw accuracy over epsilon with 95 % bands: a panel an attack and defence.
 
     Args:
         rows: What ``accuracy_rows`` returned.
+        target: What targeted attacks want for an answer.
         about: Which data, said under the title.
     """
     table = rows.assign(
-        panel=[told_attack(row) for row in rows.to_dict("records")],
+        panel=[told_attack(row, target) for row in rows.to_dict("records")],
         behind=[told_defense(row) for row in rows.to_dict("records")],
     )
     attacks, defenses = (list(dict.fromkeys(table[name])) for name in ("panel", "behind"))
@@ -73,7 +87,8 @@ def robustness_figure(rows: pd.DataFrame, about: str = "") -> Figure:
         grid = [[(attacks[0], defense) for defense in defenses]]
     across, down = len(grid[0]), len(grid)
     figure = Figure(figsize=(max(5.2, 0.7 + 2.9 * across), 1.3 + 2.4 * down), layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False, sharey=True, sharex=True)
+    is_pixels = bool((rows["norm"] == "linf").all())
+    panels = figure.subplots(down, across, squeeze=False, sharey=True, sharex=is_pixels)
     named: dict[str, Any] = {}
     for row, line in zip(panels, grid, strict=True):
         for axes, (attack, defense) in zip(row, line, strict=True):
@@ -85,7 +100,7 @@ def robustness_figure(rows: pd.DataFrame, about: str = "") -> Figure:
             axes.set_title(f"{attack}, {defense}", fontsize=8)
             axes.set_ylim(-2, 102)
     for axes in panels[-1]:
-        axes.set_xlabel("epsilon, in 1/255")
+        axes.set_xlabel("epsilon, in 1/255" if is_pixels else "epsilon (l2; linf in 1/255)")
     for axes in panels[:, 0]:
         axes.set_ylabel("top-1 accuracy, %")
     figure.legend(named.values(), named.keys(), loc="outside lower left", ncols=4)
@@ -100,7 +115,7 @@ def _curves(axes: Axes, rows: pd.DataFrame) -> dict[str, Any]:
         curve = part.sort_values("epsilon")
         decides = curve["gate_agreement"].notna().any()
         color, marker, style = _LOOKS.get(str(gradient), _BLIND if decides else _OTHER)
-        x, y = 255 * curve["epsilon"], curve["top1"]
+        x, y = curve["epsilon"] * (255 if curve["norm"].iloc[0] == "linf" else 1), curve["top1"]
         axes.fill_between(x, curve["top1_low"], curve["top1_high"], color=color, alpha=0.1, lw=0)
         (line,) = axes.plot(x, y, color=color, marker=marker, ls=style, ms=4, lw=1.4)
         named[f"{network}, gates {gradient}" if gradient in _LOOKS else str(network)] = line
@@ -162,7 +177,11 @@ def _stacked(width: float, height: float) -> tuple[Figure, list[Axes]]:
 
 @styled
 def examples_figure(
-    examples: Sequence[Example], case: Case, classes: Sequence[str] | None, about: str = ""
+    examples: Sequence[Example],
+    case: Case,
+    classes: Sequence[str] | None,
+    target: int | str | None = None,
+    about: str = "",
 ) -> Figure:
     """Draw images before and after an attack, and between them what was added, magnified.
 
@@ -170,9 +189,10 @@ def examples_figure(
         examples: Some.
         case: How they were attacked.
         classes: Class names in the order of the labels; numbers by default.
+        target: What the attack wants for an answer, if it is targeted.
         about: Which data, said under the title.
     """
-    told = told_attack(vars(case)) + f", epsilon {255 * case.epsilon:g}/255"
+    told = f"{told_attack(vars(case), target)}, {told_epsilon(case.epsilon, case.norm)}"
     largest = max(float((one.moved - one.pixels).abs().max()) for one in examples) or 1.0
     figure, _ = new_figure(1.5 + 1.25 * len(examples), 4.6, title="", about="")
     figure.clear()
@@ -201,5 +221,5 @@ def examples_figure(
     ):
         axes.set_ylabel(name, fontsize=8)
     seen = f", gates {case.gate_gradient}" if case.gate_gradient else ""
-    head(figure, f"{case.network} under {told}{seen}; wrong answers in red", about)
+    head(figure, f"{case.network} under {told}{seen}; wrong answers in orange", about)
     return figure

@@ -236,6 +236,7 @@ def _record(plan: AttackPlan, few: int) -> dict[str, Any]:
         "seed": plan.seed,
         "steps": plan.steps,
         "told_at": plan.told_at,
+        "norm": plan.ball.norm,
         "subset": few,
         "jpeg": f"{jpeg_encoder()}, chroma subsampling {SUBSAMPLING}" if is_jpeg else None,
     }

@@ -20,7 +20,7 @@ from aigtool.robustness.tables import SIGNIFICANT
 
 DOUBT = "read this figure with doubt: gradients may be hidden"
 
-CHANCE = "PGD leaves at most chance where any image may become grey"
+CHANCE = "PGD leaves at most chance at an epsilon that makes any image grey"
 _PAIRS = {
     "PGD is at least as strong as FGSM": ("pgd", "fgsm"),
     "noise is weaker than FGSM": ("fgsm", "noise"),

@@ -143,13 +143,13 @@ def write_attack(folder: Path, reference: str = "dense") -> None:
     cost = {"goal": "raise", "epsilon": 8 / 255, "images": 100, "correct": 90}
     cost |= {"gflops_dense": 2.0, "gflops_clean": 1.2, "gflops_attacked": 1.4, "gflops_worst": 1.8}
     cost |= {"saving_destroyed": 0.25, "answers_kept": 1.0, "clean_ms": 3.0, "dense_ms": 5.0}
-    cost |= {"attacked_ms": 3.5, "attacked_p95_ms": 4.5}
+    cost |= {"norm": "linf", "attacked_ms": 3.5, "attacked_p95_ms": 4.5}
     check = {"network": "gated", "gate_gradient": "straight-through", "images": 100, "other": 10.0}
     checks = [
         {**check, "name": "what holds", "correct": 5, "passed": True},
         {**check, "name": "what does not", "correct": 50, "passed": False},
     ]
-    told = {"data": "made, 100 images", "told_at": 8 / 255, "rows": rows}
+    told = {"data": "made, 100 images", "told_at": 8 / 255, "target": None, "rows": rows}
     told |= {"compute": [cost], "checks": checks}
     (folder / "attack.json").write_text(json.dumps(told))
     gates = [

@@ -83,7 +83,7 @@ def test_a_name_in_a_chart_is_text(browser: Browser, tmp_path: Path) -> None:
     browser.find(".plot").click()
     _press(browser, "\ue015")  # down: the second curve
     [label] = filter(None, browser.texts(".chart output"))
-    assert label.startswith("<b>a&amp;b</b>, epsilon 0/255: 92.0 % (85.0 to 95.9 %)")
+    assert label.startswith("<b>a&amp;b</b>, epsilon 0: 92.0 % (85.0 to 95.9 %)")
     browser.until(lambda: browser.texts(".hovertext") == [label])
 
 
