@@ -58,7 +58,8 @@ def compute_attack(
         costs most (least); the first is the image itself.
 
     Raises:
-        UserError: ``epsilon`` is out of range, there are no steps, or no gates.
+        UserError: ``epsilon`` is out of range, there are no steps or no gates, there is no such
+            goal, or costs are of other gates.
 
     Example:
         >>> from aigtool.conversion import convert
@@ -77,6 +78,10 @@ def compute_attack(
         raise UserError("compute attack: the network has no gates; expected a gated one")
     if steps < 1:
         raise UserError(f"steps {steps}: expected at least 1")
+    if goal not in GOALS:
+        raise UserError(f"goal {goal!r}: expected {' or '.join(GOALS)}")
+    if len(costs) != len(gates):
+        raise UserError(f"costs given: {len(costs)}; gates: {len(gates)}; expected one a gate")
     length = 2.5 * epsilon / steps if step_size is None else step_size
     sign = 1.0 if goal == "raise" else -1.0
     price = torch.as_tensor(costs, dtype=pixels.dtype, device=pixels.device)

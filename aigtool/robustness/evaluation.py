@@ -13,6 +13,7 @@ from aigtool.conversion import gate_policy, recorded_decisions
 from aigtool.errors import UserError
 from aigtool.robustness.attacks import check_labels, frozen_gates
 from aigtool.robustness.cases import (
+    ATTACKERS,
     GATE_GRADIENTS,
     LEAST_LIKELY,
     Attacked,
@@ -109,9 +110,9 @@ def attack_networks(
             image counts ``attacks_an_image`` times.
 
     Raises:
-        UserError: An epsilon is out of range, there is none, a label is none of the network's
-            outputs, ``target`` and attacks do not go together, or gates are asked for where no
-            network has gates that decide.
+        UserError: An epsilon or a pixel is out of range, there is none, an attacker or gate
+            gradient is not known, a label is none of the network's outputs, ``target`` and attacks
+            do not go together, or gates are asked for where no network has gates that decide.
 
     Example:
         >>> from aigtool.flops import count_flops
@@ -141,6 +142,7 @@ def attack_networks(
     labels = [found.labels]
     first = 0
     for given, known in batches:
+        _check_pixels(given)
         for name, judged in networks.items():
             pixels, right = (tensor.to(judged.network.mean.device) for tensor in (given, known))
             with gate_policy(judged.network, judged.policy):
@@ -151,6 +153,8 @@ def attack_networks(
                     _count(tally, judged, batch, outcome, clean[UNDEFENDED])
         labels.append(known.cpu().numpy())
         first += len(known)
+    if not first:
+        raise UserError("no images to attack: expected one batch at least")
     found.labels = np.concatenate(labels)
     return found
 
@@ -188,11 +192,26 @@ def _check(plan: _Plan, networks: Mapping[str, Judged], target: int | str | None
                 f"attack {attack.name} is {'' if attack.is_targeted else 'un'}targeted, target "
                 f"{target}: expected targeted attacks with a target, and others without"
             )
+    known: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+        "attacker": (plan.attackers, ATTACKERS),
+        "gate gradient": (plan.gate_gradients, GATE_GRADIENTS),
+    }
+    for what, (given, expected) in known.items():
+        if unknown := [name for name in given if name not in expected]:
+            raise UserError(f"{what} {unknown[0]!r}: expected some of {', '.join(expected)}")
     asked = [gradient for gradient in plan.gate_gradients if gradient != "straight-through"]
     if asked and not any(judged.decides for judged in networks.values()):
         raise UserError(
             f"gate gradient {asked[0]}: no network here has gates that decide; expected a gated "
             "network, or straight-through"
+        )
+
+
+def _check_pixels(pixels: Tensor) -> None:
+    if pixels.numel() and not 0 <= (least := pixels.min()) <= (most := pixels.max()) <= 1:
+        raise UserError(
+            f"pixels from {least:g} to {most:g}: expected 0 to 1; pixel_batches undoes what a "
+            "loader normalises"
         )
 
 

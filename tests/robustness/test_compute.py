@@ -190,11 +190,13 @@ def test_timed_images_are_spread_over_batches(pixels: Tensor) -> None:
     [
         ({"epsilon": 2.0}, "epsilon 2, was 2/255 meant"),
         ({"epsilon": 0.1, "steps": 0}, "steps 0: expected at least 1"),
+        ({"epsilon": 0.1, "goal": "up"}, "goal 'up': expected raise or lower"),
+        ({"epsilon": 0.1, "costs": np.ones(2)}, "costs given: 2; gates: 6"),
     ],
 )
 def test_wrong_options_are_told(options: dict[str, Any], told: str, pixels: Tensor) -> None:
     with pytest.raises(UserError, match=told):
-        compute_attack(planted(), pixels, COSTS, **options)
+        compute_attack(planted(), pixels, **{"costs": COSTS, **options})
 
 
 def test_networks_without_gates_are_told(pixels: Tensor) -> None:

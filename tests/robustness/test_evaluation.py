@@ -344,6 +344,12 @@ def test_wrong_cases_are_told(networks: dict[str, Judged], batch: Batch) -> None
     told("epsilon 8, was 8/255 meant", epsilons=(8.0,))
     told("untargeted, target 1", target=1)
     told("target 3: expected least-likely or a class", target=3, attacks=[Fgsm(is_targeted=True)])
+    told("attacker 'adaptiv': expected some of static, adaptive", attackers=("adaptiv",))
+    told("gate gradient 'frozn': expected some of", gate_gradients=("frozn",))
+    with pytest.raises(UserError, match="no images to attack"):
+        attack_networks(networks, [], epsilons=(0.1,))
+    with pytest.raises(UserError, match=r"pixels from .* to 2.*: expected 0 to 1; pixel_batches"):
+        attack_networks(networks, [(255 * batch[0], batch[1])], epsilons=(0.1,))
     without = {"open": networks["open"]}
     told("no network here has gates", networks=without, gate_gradients=("frozen",))
     with pytest.raises(UserError, match="labels from 0 to 3, the network has 3 outputs"):
