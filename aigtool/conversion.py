@@ -286,6 +286,9 @@ def forced_decisions(network: nn.Module, executed: Mapping[str, Tensor]) -> Iter
         executed: For each block named, ``(N,)``, true or 1 for the images that execute it. A
             tensor that requires a gradient makes the block run for all images and multiply.
 
+    Raises:
+        UserError: Within, where the network is given another number of images.
+
     Example:
         >>> import torchvision
         >>> network = convert(torchvision.models.resnet18()).eval()
@@ -295,6 +298,11 @@ def forced_decisions(network: nn.Module, executed: Mapping[str, Tensor]) -> Iter
 
     def forcer(given: Tensor) -> Callable[[nn.Module, tuple[Tensor], Decision], Decision]:
         def force(_gate: nn.Module, inputs: tuple[Tensor], _decided: Decision) -> Decision:
+            if len(given) != len(inputs[0]):
+                raise UserError(
+                    f"decisions of {len(given)} images are held, and {len(inputs[0])} came: "
+                    "expected the same batch"
+                )
             scale = given.to(inputs[0])
             logit = torch.where(scale.detach() > 0, torch.inf, -torch.inf)
             return Decision(scale, logit, "scaled" if scale.requires_grad else "chosen")

@@ -234,6 +234,7 @@ def attack(
         from aigtool.data.images import DataSource
         from aigtool.device import find_device
         from aigtool.robustness.files import as_json, write_attack
+        from aigtool.robustness.pictures import ImageWriter
         from aigtool.robustness.report import report_attack
 
         wanted = Wanted(norm, steps, step_size, restarts, target is not None)
@@ -244,7 +245,6 @@ def attack(
             subjects,
             epsilons=amounts,
             attacks=chosen,
-            norm=norm,
             qualities=qualities,
             attackers=attackers,
             gradients=gradients,
@@ -268,6 +268,8 @@ def attack(
         progress=progress,
     )
     paths = write_attack(report, folder)
+    if not save_images:
+        ImageWriter(folder / "images", None, str).remove_others()
     if json:
         print_json(as_json(report))
     else:

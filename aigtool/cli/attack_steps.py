@@ -1,11 +1,12 @@
 """What ``aigtool attack`` does with its options, and how it shows what came of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -29,7 +30,9 @@ from aigtool.robustness.libraries import (
 from aigtool.robustness.plots import told_attack, told_defense, told_epsilon
 from aigtool.robustness.report import AttackPlan, AttackReport
 from aigtool.robustness.sanity import Check
+from aigtool.robustness.slowdown import can_slow
 from aigtool.robustness.suite import Attack, Fgsm, Noise, Pgd
+from aigtool.robustness.tables import group_rows
 
 GATED = "gated"
 _COMPUTE = (2 / 255, 8 / 255)
@@ -141,7 +144,6 @@ def plan_attack(
     subjects: Subjects,
     *,
     attacks: Sequence[Attack],
-    norm: Literal["linf", "l2"] | None,
     qualities: Sequence[int],
     gradients: Sequence[GateGradient],
     attackers: Sequence[Attacker],
@@ -162,29 +164,30 @@ def plan_attack(
                 f"gate gradient {gradient}: the network has no gates that decide; expected one "
                 "that convert or finetune gave gates, or leave the option out"
             )
-    if compute and not subjects.decides:
+    can_be_slowed = any(map(can_slow, subjects.networks.values()))
+    if compute and not can_be_slowed:
         raise UserError(
-            "compute: the network has no gates that decide; expected one that convert or finetune "
-            "gave gates, or --compute none"
+            "compute: the network has no gates that decide by argmax; expected one that convert or "
+            "finetune gave gates, or --compute none"
         )
-    if compute is None and subjects.decides and norm == "l2":
-        note("no attack on compute: name its epsilons by l2, such as --compute 0.5")
-    if compute is None:
-        compute = _COMPUTE if subjects.decides and norm != "l2" else ()
-    ball = BALLS[norm or "linf"]
-    for epsilon in compute:
-        if not ball.check(epsilon):
-            raise UserError("compute 0: expected epsilons above 0, such as 2/255, or none")
-    return AttackPlan(
+    plan = AttackPlan(
         attacks=attacks,
         defenses=[jpeg_defense(quality) for quality in dict.fromkeys(qualities)],
         attackers=attackers,
         gate_gradients=gradients,
         target=_target(target, subjects.images.classes),
-        compute=compute,
-        ball=ball,
         **options,
     )
+    is_linf = plan.ball.norm == "linf"
+    if compute is None and can_be_slowed and not is_linf:
+        note("no attack on compute: name its epsilons by l2, such as --compute 0.5")
+    if compute is None:
+        compute = _COMPUTE if can_be_slowed and is_linf else ()
+    for epsilon in (*plan.epsilons, *compute):
+        plan.ball.check(epsilon)
+    if 0 in compute:
+        raise UserError("compute 0: expected epsilons above 0, such as 2/255, or none")
+    return replace(plan, compute=compute)
 
 
 def _target(given: str | None, classes: Sequence[str] | None) -> int | str | None:
@@ -216,6 +219,8 @@ def show(report: AttackReport) -> None:
     for way in dict.fromkeys(tuple(row[key] for key in ways) for row in rows):
         chosen = [row for row in rows if tuple(row[key] for key in ways) == way]
         _show_way(chosen, report)
+    if report.gates.get("group", pd.Series(dtype=str)).nunique() > 1:
+        _show_groups(report)
     if not report.compute.empty:
         _show_compute(records(report.compute))
     if report.checks:
@@ -277,6 +282,33 @@ def _difference(row: Mapping[str, Any]) -> str:
         return "-"
     p = row["mcnemar_p"]
     return f"{row['difference']:+.1f} ± {row['difference_stderr']:.1f}\np {p:.2g}"
+
+
+def _show_groups(report: AttackReport) -> None:
+    rows = group_rows(report.gates)
+    rows = rows[rows["defense"] == "none"]
+    gates = rows["gate_gradient"].fillna("")
+    rows = rows[(gates == gates.iloc[0]) | (gates == "")]
+    groups = list(dict.fromkeys(rows["group"]))
+    cell = {(r["attack"], r["epsilon"], r["group"]): r for r in records(rows)}
+    table = [
+        [
+            told_attack(cell[attack, epsilon, groups[0]]),
+            told_epsilon(epsilon, report.record["norm"]),
+            *(
+                f"{share(r['execution_rate'])}, {share(r['gate_agreement'])}"
+                for r in (cell[attack, epsilon, group] for group in groups)
+            ),
+        ]
+        for attack, epsilon in dict.fromkeys((a, e) for a, e, _ in cell)
+    ]
+    images = {r["group"]: r["images"] for r in records(rows)}
+    print_table(
+        f"Execution rate, and decisions as on the clean image; no defence, gates {gates.iloc[0]}",
+        ["attack", "epsilon", *(f"{group}\n({images[group]} images)" for group in groups)],
+        table,
+        text_columns=2,
+    )
 
 
 def _show_compute(rows: Sequence[Mapping[str, Any]]) -> None:

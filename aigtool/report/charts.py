@@ -24,6 +24,7 @@ class Series:
         y: Up.
         said: What each point says when it is pointed at.
         stderr: Standard errors of ``y``, drawn as bars.
+        spans: Or intervals, from where to where, drawn as bars.
         kind: ``lines``, ``points``, ``both`` or ``bars``.
         color: By default the next of ``COLORS``.
         dash: Of its line: ``solid``, ``dash`` or ``dot``.
@@ -34,6 +35,7 @@ class Series:
     y: Sequence[float]
     said: Sequence[str]
     stderr: Sequence[float] | None = None
+    spans: Sequence[tuple[float, float]] | None = None
     kind: str = "both"
     color: str | None = None
     dash: str = "solid"
@@ -117,4 +119,14 @@ def _drawn(series: Series, number: int) -> dict[str, Any]:
     if series.stderr is not None:
         bars = {"type": "data", "array": [*series.stderr], "thickness": 1, "width": 3}
         drawn["error_y"] = bars
+    if series.spans is not None:
+        ends = [*zip(series.y, series.spans, strict=True)]
+        drawn["error_y"] = {
+            "type": "data",
+            "symmetric": False,
+            "array": [high - y for y, (_, high) in ends],
+            "arrayminus": [y - low for y, (low, _) in ends],
+            "thickness": 1,
+            "width": 3,
+        }
     return {"type": "scatter", "mode": mode, **drawn}

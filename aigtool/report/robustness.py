@@ -38,10 +38,11 @@ def accuracy_charts(attack: Attack) -> Iterator[Chart]:
 def _curve(network: str, gates: str, rows: pd.DataFrame) -> Series:
     name = f"{network}, gates {gates}" if gates else network
     told = records(rows.sort_values("epsilon"))
-    spans = [wilson_interval(row["correct"], row["images"]) for row in told]
+    intervals = (wilson_interval(row["correct"], row["images"]) for row in told)
+    spans = [(100 * float(low), 100 * float(high)) for low, high in intervals]
     said = [
         f"{name}, epsilon {told_epsilon(row['epsilon'], row['norm'])}: {percent(row['top1'])} "
-        f"({100 * float(low):.1f} to {100 * float(high):.1f} %), "
+        f"({low:.1f} to {high:.1f} %), "
         f"{counted(row['correct'], row['images'])} right" + _doubted(row)
         for row, (low, high) in zip(told, spans, strict=True)
     ]
@@ -50,7 +51,7 @@ def _curve(network: str, gates: str, rows: pd.DataFrame) -> Series:
         [row["epsilon"] * (255 if row["norm"] == "linf" else 1) for row in told],
         [row["top1"] for row in told],
         said,
-        stderr=[50 * float(high - low) for low, high in spans],
+        spans=spans,
         color=_COLORS.get(gates, BLUE if network == "gated" else ORANGE),
         dash="dash" if gates == "worst" else "solid",
     )

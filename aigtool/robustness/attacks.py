@@ -97,17 +97,18 @@ def pgd(
                   [0.2500, 0.2500]]]])
     """
     ball.check(epsilon)
-    if steps < 1 or restarts < 0:
-        raise UserError(f"steps {steps}, restarts {restarts}: expected at least 1 and at least 0")
-    length = 2.5 * epsilon / steps if step_size is None else step_size
-    if epsilon and not 0 < length < float("inf"):
-        raise UserError(f"step size {length:g}: expected a length above 0")
+    if restarts < 0:
+        raise UserError(f"restarts {restarts}: expected at least 0")
+    length = step_length(epsilon, steps, step_size)
     sign = -1.0 if is_targeted else 1.0
 
     def ascend(start: Tensor) -> Tensor:
         for _ in range(steps):
-            direction = ball.steepest(loss_gradient(network, start, labels))
-            start = ball.nearest(pixels, start + sign * length * direction, epsilon).clamp(0, 1)
+            # A step's loss is held until the next is there: were all of its graph let go, the C
+            # library would give the memory back and fetch it again, page by page, each step.
+            gradient, _loss = _differentiated(network, start, labels)
+            moved = start + sign * length * ball.steepest(gradient)
+            start = ball.nearest(pixels, moved, epsilon).clamp(0, 1)
         return start
 
     if not restarts:
@@ -121,6 +122,24 @@ def pgd(
         best = torch.where(is_better.view(-1, *[1] * (pixels.ndim - 1)), ended, best)
         most = torch.where(is_better, won, most)
     return best
+
+
+def step_length(epsilon: float, steps: int, step_size: float | None = None) -> float:
+    """Return how long each of some steps is: by default so that they cross the ball and more.
+
+    Raises:
+        UserError: There are no steps, or they have no length.
+
+    Example:
+        >>> step_length(0.1, 5), step_length(0.1, 5, 0.01)
+        (0.05, 0.01)
+    """
+    if steps < 1:
+        raise UserError(f"steps {steps}: expected at least 1")
+    length = 2.5 * epsilon / steps if step_size is None else step_size
+    if epsilon and not 0 < length < float("inf"):
+        raise UserError(f"step size {length:g}: expected a length above 0")
+    return length
 
 
 @torch.no_grad()
@@ -190,13 +209,18 @@ def loss_gradient(network: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
     Raises:
         UserError: A label is none of the network's outputs.
     """
+    return _differentiated(network, pixels, labels)[0]
+
+
+def _differentiated(network: nn.Module, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient, and the loss with what is left of its graph."""
     pixels = pixels.detach().clone().requires_grad_()
     with torch.enable_grad(), frozen_weights(network):
         logits = network(pixels)
         check_labels(labels, logits.shape[1])
         loss = F.cross_entropy(logits.to(pixels.dtype), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, pixels)
-    return gradient
+    return gradient, loss
 
 
 def check_labels(labels: Tensor, outputs: int) -> None:

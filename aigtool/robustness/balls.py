@@ -8,6 +8,9 @@ from torch import Tensor
 
 from aigtool.errors import UserError
 
+_ROUNDING = 1e-4
+"""Of a step of 8 bits: what float32 makes of a whole one."""
+
 
 class Ball(ABC):
     """What is at most ``epsilon`` from an image, in pixels of 0..1.
@@ -152,18 +155,26 @@ class L2(Ball):
         lengths: Tensor = torch.linalg.vector_norm(way.flatten(1), dim=1)
         return lengths
 
-    def rounded(self, pixels: Tensor, moved: Tensor, epsilon: float) -> Tensor:  # noqa: ARG002
-        """Round each pixel's change towards none, which makes no way longer.
+    def rounded(self, pixels: Tensor, moved: Tensor, epsilon: float) -> Tensor:
+        """Round each pixel's change up while there is room, those with the largest rest first.
 
         Example:
-            >>> pixels, moved = torch.full((1, 1, 1, 1), 0.2), torch.full((1, 1, 1, 1), 0.209)
-            >>> round(L2().rounded(pixels, moved, 0.009).item() * 255, 4)
-            53.0
+            >>> pixels = torch.full((1, 1, 1, 4), 0.2)
+            >>> moved = pixels + torch.tensor([1.4, 0.9, 0.3, 0.0]) / 255
+            >>> (255 * L2().rounded(pixels, moved, 1.7 / 255)).round().tolist()
+            [[[[52.0, 52.0, 51.0, 51.0]]]]
         """
         start = 255 * pixels
         change = 255 * moved - start
-        whole = change.sign() * -_steps_up(-change.abs())
-        return (start + whole).round().clamp(0, 255) / 255
+        lower = -_steps_up(-change.abs())
+        rest = (change.abs() - lower).flatten(1)
+        order = rest.argsort(1, descending=True)
+        cost = (2 * lower.flatten(1) + 1).gather(1, order)  # of one more, in squares
+        room = (255 * epsilon) ** 2 + _ROUNDING - lower.flatten(1).square().sum(1, keepdim=True)
+        is_wanted = rest.gather(1, order) > _ROUNDING
+        fits = is_wanted & (cost.cumsum(1) <= room)
+        more = torch.zeros_like(rest).scatter(1, order, fits.to(rest)).view_as(change)
+        return (start + change.sign() * (lower + more)).round().clamp(0, 255) / 255
 
     def unbounded(self, pixels: Tensor) -> float:
         """Return the way from a black image, or a white one, to grey."""
@@ -183,7 +194,7 @@ def _lengths(x: Tensor) -> Tensor:
 
 def _steps_up(x: Tensor) -> Tensor:
     """Return the whole numbers above, a number that is whole but for rounding being its own."""
-    return (x - 1e-3).ceil()
+    return (x - _ROUNDING).ceil()
 
 
 BALLS: dict[str, Ball] = {ball.norm: ball for ball in (Linf(), L2())}

@@ -1,6 +1,6 @@
 """What attacks left of networks: cases, and what became of the images in each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -17,6 +17,16 @@ GATE_GRADIENTS: tuple[GateGradient, ...] = get_args(GateGradient)
 Attacker = Literal["static", "adaptive"]
 ATTACKERS: tuple[Attacker, ...] = get_args(Attacker)
 LEAST_LIKELY = "least-likely"
+
+
+def computed(gradients: Sequence[GateGradient]) -> Sequence[GateGradient]:
+    """Return the gate gradients that attacks are run for: the worst is of the two others.
+
+    Example:
+        >>> computed(["worst"]), computed(["frozen"])
+        (('straight-through', 'frozen'), ['frozen'])
+    """
+    return GATE_GRADIENTS[:2] if "worst" in gradients else gradients
 
 
 @dataclass(frozen=True)
@@ -114,10 +124,15 @@ class Robustness:
         networks: As given; the last is what the others are compared with.
         target: What was wanted instead of the right answers: a class, ``least-likely``, or None.
         labels: ``(images,)``.
+        clean: ``(images,)`` so far, whether each answer to the clean image is right, by network
+            and defence (its name and quality).
         tallies: By case.
     """
 
     networks: Mapping[str, Judged]
     target: int | str | None = None
     labels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    clean: dict[tuple[str, str, int | None], list[npt.NDArray[np.bool_]]] = field(
+        default_factory=dict
+    )
     tallies: dict[Case, Tally] = field(default_factory=dict)

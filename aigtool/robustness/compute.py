@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from aigtool.conversion import named_gates, recorded_decisions
 from aigtool.errors import UserError
-from aigtool.robustness.attacks import LINF, frozen_weights
+from aigtool.robustness.attacks import LINF, frozen_weights, step_length
 from aigtool.robustness.balls import Ball
 
 Goal = Literal["raise", "lower"]
@@ -34,6 +34,7 @@ def compute_attack(
     ball: Ball = LINF,
     steps: int = 20,
     step_size: float | None = None,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Move images so that blocks run, or are skipped, while the answer stays what it was.
 
@@ -52,6 +53,8 @@ def compute_attack(
         ball: By which norm that is measured.
         steps: How many, each of length ``step_size``.
         step_size: By default 2.5 times ``epsilon`` over ``steps``.
+        known: ``(N, C, H, W)``, points of the ball that were found before, such as within a smaller
+            one: what is returned is no worse.
 
     Returns:
         ``(N, C, H, W)``: of the points that each image came to with its answer kept, the one that
@@ -76,13 +79,11 @@ def compute_attack(
     gates = dict(named_gates(network))
     if not gates:
         raise UserError("compute attack: the network has no gates; expected a gated one")
-    if steps < 1:
-        raise UserError(f"steps {steps}: expected at least 1")
     if goal not in GOALS:
         raise UserError(f"goal {goal!r}: expected {' or '.join(GOALS)}")
     if len(costs) != len(gates):
         raise UserError(f"costs given: {len(costs)}; gates: {len(gates)}; expected one a gate")
-    length = 2.5 * epsilon / steps if step_size is None else step_size
+    length = step_length(epsilon, steps, step_size)
     sign = 1.0 if goal == "raise" else -1.0
     price = torch.as_tensor(costs, dtype=pixels.dtype, device=pixels.device)
     weights = price / price.mean()
@@ -96,9 +97,20 @@ def compute_attack(
         margins = torch.stack([one.logit.to(pixels.dtype) for one in made], 1) - thresholds
         return logits, torch.stack([one.scale > 0 for one in made], 1), margins
 
+    best, most = pixels, torch.full((len(pixels),), -torch.inf, device=pixels.device)
+
+    def choose(at: Tensor, logits: Tensor, executed: Tensor) -> None:
+        nonlocal best, most
+        spent = sign * (executed * price).sum(1)
+        spent = spent.where(logits.argmax(1) == answers, -torch.inf)
+        is_better = spent > most
+        best = torch.where(is_better.view(-1, *[1] * (pixels.ndim - 1)), at, best)
+        most = torch.where(is_better, spent, most)
+
     with torch.no_grad():
         answers = look(pixels)[0].argmax(1)
-    best, most = pixels, torch.full((len(pixels),), -torch.inf, device=pixels.device)
+        if known is not None:
+            choose(known, *look(known)[:2])
     at = pixels
     for step in range(steps + 1):
         at = at.detach().requires_grad_(step < steps)
@@ -108,11 +120,7 @@ def compute_attack(
             ahead = _ahead(logits, answers)
             loss = (wanted - _KEEP * F.relu(_MARGIN - ahead)).sum()
         with torch.no_grad():
-            spent = sign * (executed * price).sum(1)
-            spent = spent.where(logits.argmax(1) == answers, -torch.inf)
-            is_better = spent > most
-            best = torch.where(is_better.view(-1, *[1] * (pixels.ndim - 1)), at, best)
-            most = torch.where(is_better, spent, most)
+            choose(at, logits, executed)
             if step < steps:
                 (gradient,) = torch.autograd.grad(loss, at)
                 moved = at + length * ball.steepest(gradient)

@@ -25,6 +25,8 @@ class Defense:
         name: What rows call it.
         apply: Pixels ``(N, C, H, W)`` in 0..1 to such pixels.
         quality: Of a JPEG encoder, if it is one.
+        is_differentiable: Whether ``apply`` has a gradient of its own, which an attacker who knows
+            of the defence takes; else it is taken for one that changes nothing.
 
     Example:
         >>> halved = Defense("halved", lambda pixels: pixels / 2)
@@ -35,6 +37,7 @@ class Defense:
     name: str
     apply: Callable[[Tensor], Tensor]
     quality: int | None = None
+    is_differentiable: bool = False
 
 
 UNDEFENDED = Defense("none", lambda pixels: pixels)
@@ -52,10 +55,10 @@ def jpeg_defense(quality: int = 75) -> Defense:
 
 
 class Defended(nn.Module):
-    """A defended network as one sees it who knows of the defence and cannot differentiate it.
+    """A defended network as one sees it who knows of the defence.
 
-    The gradient flows through the defence as if it changed nothing: backward pass differentiable
-    approximation (Athalye et al., ICML 2018, section 4.1).
+    Where that has no gradient, the gradient flows through it as if it changed nothing: backward
+    pass differentiable approximation (Athalye et al., ICML 2018, section 4.1).
 
     Args:
         network: Takes pixels.
@@ -76,14 +79,25 @@ class Defended(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pixels ``(N, C, H, W)`` in 0..1 to the network's output."""
-        output: Tensor = self.network(_PassedBack.apply(pixels, self.defense.apply))
+        defended: Tensor
+        if self.defense.is_differentiable:
+            defended = self.defense.apply(pixels)
+        else:
+            defended = _PassedBack.apply(pixels, self.defense)
+        output: Tensor = self.network(defended)
         return output
 
 
 class _PassedBack(torch.autograd.Function):
     @staticmethod
-    def forward(_ctx: Any, pixels: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
-        return apply(pixels)
+    def forward(_ctx: Any, pixels: Tensor, defense: Defense) -> Tensor:
+        defended = defense.apply(pixels)
+        if defended.shape != pixels.shape:
+            raise UserError(
+                f"defence {defense.name} makes {tuple(defended.shape)} of {tuple(pixels.shape)}: "
+                "one that is not differentiable must keep the size, for a gradient to pass it"
+            )
+        return defended
 
     @staticmethod
     def backward(_ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -94,11 +108,11 @@ def jpeg(pixels: Tensor, *, quality: int = 75) -> Tensor:
     """Encode images as JPEG and decode them again, as the paper's defence does.
 
     Args:
-        pixels: ``(N, 3, H, W)`` in 0..1; rounded to 8 bits, as the encoder wants.
+        pixels: ``(N, C, H, W)`` in 0..1, C being 3 or 1; rounded to 8 bits, as the encoder wants.
         quality: Of the encoder, 1..100. Colours are subsampled 4:2:0.
 
     Returns:
-        ``(N, 3, H, W)`` in 0..1, on the device and in the type of ``pixels``.
+        ``(N, C, H, W)`` in 0..1, on the device and in the type of ``pixels``.
 
     Raises:
         UserError: ``quality`` is out of range.
@@ -109,9 +123,21 @@ def jpeg(pixels: Tensor, *, quality: int = 75) -> Tensor:
         True
     """
     check_quality(quality)
-    array = (pixels.detach().cpu() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    decoded = np.stack([_round_trip(image, quality) for image in array])
-    return torch.from_numpy(decoded).permute(0, 3, 1, 2).to(pixels) / 255
+    decoded = np.stack([_round_trip(image, quality) for image in as_images(pixels)])
+    shape = pixels.shape[0], *pixels.shape[2:], pixels.shape[1]
+    return torch.from_numpy(decoded.reshape(shape)).permute(0, 3, 1, 2).to(pixels) / 255
+
+
+def as_images(pixels: Tensor) -> list[Image.Image]:
+    """Return pixels ``(N, C, H, W)`` in 0..1, C being 3 or 1, as images of 8 bits.
+
+    Example:
+        >>> [image] = as_images(torch.ones(1, 1, 2, 3))
+        >>> image.mode, image.size
+        ('L', (3, 2))
+    """
+    array = (255 * pixels.detach()).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(one[..., 0] if one.shape[2] == 1 else one) for one in array]
 
 
 def jpeg_encoder() -> str:
@@ -137,7 +163,7 @@ def check_quality(quality: int) -> int:
     return quality
 
 
-def _round_trip(image: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
+def _round_trip(image: Image.Image, quality: int) -> npt.NDArray[np.uint8]:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=SUBSAMPLING)
+    image.save(buffer, "JPEG", quality=quality, subsampling=SUBSAMPLING)
     return np.asarray(Image.open(buffer))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from aigtool.robustness.cases import (
     Judged,
     Robustness,
     Tally,
+    computed,
 )
 from aigtool.robustness.defenses import UNDEFENDED, Defended, Defense
 from aigtool.robustness.suite import Attack, Fgsm
@@ -52,19 +54,26 @@ class _Batch:
     labels: Tensor
     aims: Tensor | None
 
+    @property
+    def stays(self) -> Tensor:
+        """Whether each image is left as it is, since its label is what is wanted, ``(N,)``."""
+        if self.aims is None:
+            return torch.zeros_like(self.labels, dtype=torch.bool)
+        return self.aims == self.labels
+
 
 @dataclass(frozen=True)
 class _Outcome:
-    answers: Tensor
     right: Tensor
+    hit: Tensor
     executed: Tensor
 
-    def unless(self, other: "_Outcome") -> "_Outcome":
-        """Return the other outcome for images that are wrong there and right here."""
-        taken = self.right & ~other.right
+    def worst(self, other: "_Outcome") -> "_Outcome":
+        """Return what an attacker has who may choose: for each image the one that did more harm."""
+        taken = (self.right & ~other.right) | (other.hit & ~self.hit)
         return _Outcome(
-            torch.where(taken, other.answers, self.answers),
             self.right & other.right,
+            self.hit | other.hit,
             torch.where(taken[:, None], other.executed, self.executed),
         )
 
@@ -130,8 +139,8 @@ def attack_networks(
         list(dict.fromkeys(epsilons)),
         attacks,
         [UNDEFENDED, *defenses],
-        attackers,
-        gate_gradients,
+        list(dict.fromkeys(attackers)),
+        list(dict.fromkeys(gate_gradients)),
         is_eight_bit,
         seed,
         watch,
@@ -148,6 +157,9 @@ def attack_networks(
             with gate_policy(judged.network, judged.policy):
                 batch = _Batch(first, pixels, right, _aims(judged, pixels, right, target))
                 clean = {d: _judge(judged, batch, pixels, d) for d in plan.defenses}
+                for defense, outcome in clean.items():
+                    key = name, defense.name, defense.quality
+                    found.clean.setdefault(key, []).append(outcome.right.numpy())
                 for case, outcome in _BatchAttack(name, judged, batch, plan).outcomes(clean):
                     tally = found.tallies.setdefault(case, Tally())
                     _count(tally, judged, batch, outcome, clean[UNDEFENDED])
@@ -175,7 +187,7 @@ def attacks_an_image(
     """
     plan = _Plan((), attacks, [UNDEFENDED, *defenses], attackers, gate_gradients)
     return sum(
-        len(_computed(_gradients(judged, way.attack, plan)))
+        len(computed(gate_gradients)) if _sees_gates(judged, way.attack) else 1
         for judged in networks.values()
         for way in _ways(plan)
     )
@@ -184,6 +196,13 @@ def attacks_an_image(
 def _check(plan: _Plan, networks: Mapping[str, Judged], target: int | str | None) -> None:
     if not plan.epsilons:
         raise UserError("no epsilon given: expected at least one, such as 8/255")
+    attacks: list[tuple[Any, ...]] = [(a.name, a.ball.norm, a.steps) for a in plan.attacks]
+    defenses: list[tuple[Any, ...]] = [(d.name, d.quality) for d in plan.defenses]
+    for what, names in (("attack", attacks), ("defence", defenses)):
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(
+                f"{what} {twice[0][0]} twice: expected each once, since rows name them so"
+            )
     for attack in plan.attacks:
         for epsilon in plan.epsilons:
             attack.ball.check(epsilon)
@@ -245,7 +264,7 @@ class _Way:
 
 def _ways(plan: _Plan) -> Iterator[_Way]:
     for attack in plan.attacks:
-        if "static" in plan.attackers:
+        if "static" in plan.attackers or not attack.sees_network:
             yield _Way(attack, "static", UNDEFENDED, plan.defenses)
         if "adaptive" in plan.attackers and attack.sees_network:
             for defense in plan.defenses:
@@ -253,13 +272,8 @@ def _ways(plan: _Plan) -> Iterator[_Way]:
                     yield _Way(attack, "adaptive", defense, [defense])
 
 
-def _gradients(judged: Judged, attack: Attack, plan: _Plan) -> Sequence[GateGradient | None]:
-    return plan.gate_gradients if judged.decides and attack.sees_network else (None,)
-
-
-def _computed(asked: Sequence[GateGradient | None]) -> Sequence[GateGradient | None]:
-    """Return those that an attack is run for: the worst is of the two others."""
-    return GATE_GRADIENTS[:2] if "worst" in asked else asked
+def _sees_gates(judged: Judged, attack: Attack) -> bool:
+    return judged.decides and attack.sees_network
 
 
 @dataclass(frozen=True)
@@ -274,16 +288,17 @@ class _BatchAttack:
     def outcomes(self, clean: Mapping[Defense, _Outcome]) -> Iterator[tuple[Case, _Outcome]]:
         """Yield what became of the images in each case."""
         for way in _ways(self.plan):
-            asked = _gradients(self.judged, way.attack, self.plan)
+            sees_gates = _sees_gates(self.judged, way.attack)
+            asked = self.plan.gate_gradients if sees_gates else (None,)
             found: dict[Case, _Outcome] = {}
-            for gradient in _computed(asked):
+            for gradient in computed(self.plan.gate_gradients) if sees_gates else (None,):
                 found |= self._under(way, gradient, clean)
                 self.plan.progress(len(self.batch.labels))
             for case in list(found) if "worst" in asked else ():
                 if case.gate_gradient == "frozen":
                     seen = replace(case, gate_gradient="straight-through")
                     both = replace(case, gate_gradient="worst")
-                    found[both] = found[seen].unless(found[case])
+                    found[both] = found[seen].worst(found[case])
             yield from ((case, one) for case, one in found.items() if case.gate_gradient in asked)
 
     def _under(
@@ -327,13 +342,13 @@ class _BatchAttack:
             found = way.attack.moved(
                 seen, batch.pixels, wanted, above, seed=plan.seed + batch.first
             )
-        stays = None if batch.aims is None else (batch.aims == batch.labels).view(-1, 1, 1, 1)
+        stays = batch.stays.view(-1, 1, 1, 1)
         moved = dict(zip(above, found, strict=True))
         for epsilon in plan.epsilons:
             pixels = moved.get(epsilon, batch.pixels)
             if epsilon and plan.is_eight_bit:
                 pixels = way.attack.ball.rounded(batch.pixels, pixels, epsilon)
-            yield epsilon, pixels if stays is None else torch.where(stays, batch.pixels, pixels)
+            yield epsilon, torch.where(stays, batch.pixels, pixels)
 
 
 def _judge(judged: Judged, batch: _Batch, pixels: Tensor, defense: Defense) -> _Outcome:
@@ -342,15 +357,16 @@ def _judge(judged: Judged, batch: _Batch, pixels: Tensor, defense: Defense) -> _
         made = [decision.scale > 0 for decision in decisions.values()]
     none = torch.zeros(len(answers), 0, dtype=torch.bool)
     executed = torch.stack(made, 1).cpu() if made else none
-    return _Outcome(answers.cpu(), (answers == batch.labels).cpu(), executed)
+    right = answers == batch.labels
+    hit = torch.zeros_like(right) if batch.aims is None else (answers == batch.aims) & ~batch.stays
+    return _Outcome(right.cpu(), hit.cpu(), executed)
 
 
 def _count(tally: Tally, judged: Judged, batch: _Batch, outcome: _Outcome, clean: _Outcome) -> None:
     tally.right.append(outcome.right.numpy())
     if batch.aims is not None:
-        aims, labels = batch.aims.cpu(), batch.labels.cpu()
-        tally.hits += int(((outcome.answers == aims) & (aims != labels)).sum())
-        tally.aimed += int((aims != labels).sum())
+        tally.hits += int(outcome.hit.sum())
+        tally.aimed += int((~batch.stays).sum())
     executed = outcome.executed.numpy()
     tally.gflops += float(judged.flops.executed(executed, judged.policy).sum())
     same = (outcome.executed == clean.executed).numpy()

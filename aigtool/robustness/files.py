@@ -14,6 +14,12 @@ from aigtool.robustness.plots import (
     told_epsilon,
 )
 from aigtool.robustness.report import AttackReport
+from aigtool.robustness.tables import group_rows
+
+_FILES = (
+    *("attack.csv", "gates.csv", "compute.csv", "attack.json"),
+    *("attack.png", "execution.png", "examples.png"),
+)
 
 
 def write_attack(report: AttackReport, folder: str | Path) -> list[Path]:
@@ -25,7 +31,8 @@ def write_attack(report: AttackReport, folder: str | Path) -> list[Path]:
 
     Returns:
         The files written: ``attack.csv``, ``gates.csv``, ``compute.csv``, ``attack.json``,
-        ``attack.png``, ``execution.png`` and ``examples.png``, those that there is something for.
+        ``attack.png``, ``execution.png`` and ``examples.png``, those that there is something for;
+        of the others what an earlier run left is deleted.
     """
     at = Path(folder)
     tables = {"attack": report.rows, "gates": report.gates, "compute": report.compute}
@@ -48,6 +55,9 @@ def write_attack(report: AttackReport, folder: str | Path) -> list[Path]:
         written.append(at / f"{name}.png")
         with replacing(written[-1]) as temporary:
             figure.savefig(temporary)
+    for name in _FILES:
+        if at / name not in written:
+            (at / name).unlink(missing_ok=True)
     return written
 
 
@@ -57,6 +67,7 @@ def as_json(report: AttackReport) -> dict[str, object]:
         "data": report.data,
         **report.record,
         "rows": records(report.rows),
+        "groups": records(group_rows(report.gates)),
         "compute": records(report.compute),
         "checks": [check.as_dict() for check in report.checks],
     }

@@ -21,7 +21,7 @@ from aigtool.robustness.suite import Attack, Fgsm, Noise, Pgd
 
 LIBRARIES = ("foolbox", "torchattacks")
 OWN: dict[str, type[Fgsm | Pgd | Noise]] = {kind.name: kind for kind in (Fgsm, Pgd, Noise)}
-_GAVE_UP = (AssertionError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
+_GAVE_UP = (AssertionError, IndexError, NotImplementedError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class _LibraryAttack(Attack):
                     self._found(_Plain(network), pixels, labels, epsilon, seed)
                     for epsilon in (epsilons[:1] if self.is_least else epsilons)
                 ]
+        except torch.OutOfMemoryError:
+            raise
         except _GAVE_UP as error:
             why = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
@@ -282,6 +284,7 @@ def _needed(kind: type, *given: str) -> list[str]:
 
 _FEW_PIXELS = "moves few pixels by any amount"
 _UNFIT = {
+    "foolbox:BinarizationRefinementAttack": "needs points to start from",
     "foolbox:DatasetAttack": "needs to be fed with other images",
     "foolbox:GenAttack": "needs a target class",
     "foolbox:PointwiseAttack": "needs points to start from",

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from aigtool.conversion import gate_policy
 from aigtool.output import replacing
 from aigtool.robustness.cases import Attacked, Case, Judged
+from aigtool.robustness.defenses import as_images
 
 
 @dataclass(frozen=True)
@@ -90,17 +90,24 @@ class ImageWriter:
         self, folder: Path, classes: Sequence[str] | None, names: Callable[[int], str]
     ) -> None:
         self.folder, self.classes, self.names = folder, classes, names
+        self.written: set[Path] = set()
 
     def __call__(self, batch: Attacked) -> None:
         """Write a batch."""
         root = self.folder.joinpath(*case_folder(batch.case))
-        arrays = (255 * batch.moved).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        for i, label in enumerate(batch.labels.tolist()):
-            position = batch.first + i
-            name = f"{position:06d}-{Path(self.names(position)).stem}.png"
+        images = zip(as_images(batch.moved), batch.labels.tolist(), strict=True)
+        for position, (image, label) in enumerate(images, batch.first):
             kind = str(label) if self.classes is None else self.classes[label]
-            with replacing(root / kind / name) as temporary:
-                Image.fromarray(arrays[i]).save(temporary)
+            path = root / kind / f"{position:06d}-{Path(self.names(position)).stem}.png"
+            with replacing(path) as temporary:
+                image.save(temporary)
+            self.written.add(path)
+
+    def remove_others(self) -> None:
+        """Delete the images that an earlier run left in the folder."""
+        for path in self.folder.rglob("*.png"):
+            if path not in self.written:
+                path.unlink()
 
 
 def case_folder(case: Case) -> tuple[str, ...]:
@@ -114,4 +121,5 @@ def case_folder(case: Case) -> tuple[str, ...]:
     parts = [case.attack.replace(":", "-"), *filter(None, [case.gate_gradient])]
     if case.attacker == "adaptive":
         parts.append(f"{case.defense}{case.quality or ''}")
-    return case.network, "-".join(parts), f"{255 * case.epsilon:g}of255"
+    size = f"{255 * case.epsilon:g}of255" if case.norm == "linf" else f"{case.epsilon:g}"
+    return case.network, "-".join(parts), size

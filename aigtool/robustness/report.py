@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,16 @@ from torch import nn
 
 from aigtool.data.images import ImageSet
 from aigtool.data.loading import load_batches
-from aigtool.robustness.attacks import LINF
+from aigtool.errors import UserError
 from aigtool.robustness.balls import Ball
-from aigtool.robustness.cases import Attacked, Attacker, Case, GateGradient, Judged
+from aigtool.robustness.cases import (
+    Attacked,
+    Attacker,
+    Case,
+    GateGradient,
+    Judged,
+    computed,
+)
 from aigtool.robustness.compute import GOALS
 from aigtool.robustness.defenses import SUBSAMPLING, Defense, jpeg_encoder
 from aigtool.robustness.evaluation import attack_networks, attacks_an_image
@@ -41,8 +48,8 @@ class AttackPlan:
         gate_gradients: ``straight-through``, ``frozen``, ``worst``.
         target: A class, ``least-likely``, or None.
         is_eight_bit: Whether attacked images are rounded to 8 bits.
-        compute: Epsilons of the attacks on compute; none for no such attack.
-        ball: Of those, and of the checks.
+        compute: Epsilons of the attacks on compute, by the norm of the attacks; none for no such
+            attack.
         steps: Of those, and of PGD in the checks.
         subset: Images, spread evenly, for those and the checks.
         seed: Of all that is drawn.
@@ -56,10 +63,24 @@ class AttackPlan:
     target: int | str | None = None
     is_eight_bit: bool = False
     compute: Sequence[float] = ()
-    ball: Ball = LINF
     steps: int = 20
     subset: int = 200
     seed: int = 0
+
+    @property
+    def ball(self) -> Ball:
+        """That of the attacks, which the checks and the attacks on compute go by.
+
+        Raises:
+            UserError: They have none in common, by which an epsilon could be meant.
+        """
+        balls = {attack.ball.norm: attack.ball for attack in self.attacks}
+        if len(balls) != 1:
+            raise UserError(
+                f"attacks by {' and '.join(balls) or 'no norm'}: expected one norm, by which all "
+                "epsilons are meant; run those of another norm apart"
+            )
+        return next(iter(balls.values()))
 
     @property
     def told_at(self) -> float:
@@ -124,7 +145,8 @@ def report_attack(
         groups: Labels by name, whose execution is told apart.
         served: By the names of networks, what to take the times of attacks on compute from; no
             times without those of the first and the last network.
-        save_images: Where attacked images go; nowhere by default.
+        save_images: Where attacked images go, which are then judged in 8 bits, as they are saved;
+            nowhere by default. Images that an earlier run left there are deleted.
         batch_size: Images a batch.
         workers: As of ``load_batches``.
         progress: Shows how far it is.
@@ -132,6 +154,10 @@ def report_attack(
     Raises:
         UserError: As of what it calls.
     """
+    for epsilon in (*plan.epsilons, *plan.compute):
+        plan.ball.check(epsilon)
+    if save_images is not None:
+        plan = replace(plan, is_eight_bit=True)
     name, first = next(iter(networks.items()))
     examples = _examples(name, first, plan, len(images))
     writer = (
@@ -160,11 +186,13 @@ def report_attack(
             epsilons=plan.epsilons,
             **ways,
             target=plan.target,
-            is_eight_bit=plan.is_eight_bit or writer is not None,
+            is_eight_bit=plan.is_eight_bit,
             seed=plan.seed,
             watch=watch,
             progress=advance,
         )
+    if writer:
+        writer.remove_others()
     few = images.limited(plan.subset)
     compute = pd.DataFrame()
     if plan.compute:
@@ -196,6 +224,7 @@ def report_attack(
                 ball=plan.ball,
                 gate_gradients=plan.gate_gradients,
                 steps=plan.steps,
+                is_eight_bit=plan.is_eight_bit,
                 seed=plan.seed,
                 progress=advance,
             )
@@ -219,7 +248,7 @@ def _examples(name: str, judged: Judged, plan: AttackPlan, images: int) -> Examp
         return (
             case.network == name
             and case.attack == plan.attacks[0].name
-            and case.gate_gradient in (None, "straight-through", plan.gate_gradients[0])
+            and case.gate_gradient in (None, computed(plan.gate_gradients)[0])
             and case.attacker is None
             and case.epsilon == plan.told_at
         )
@@ -227,9 +256,17 @@ def _examples(name: str, judged: Judged, plan: AttackPlan, images: int) -> Examp
     return Examples(judged, spread, is_wanted)
 
 
+def _told(attack: Attack) -> dict[str, Any]:
+    told: dict[str, Any] = {"name": attack.name, "norm": attack.ball.norm, "steps": attack.steps}
+    if isinstance(attack, Pgd):
+        told |= {"step_size": attack.step_size, "restarts": attack.restarts}
+    return told
+
+
 def _record(plan: AttackPlan, few: int) -> dict[str, Any]:
     is_jpeg = any(defense.name == "jpeg" for defense in plan.defenses)
     return {
+        "attacks": [_told(attack) for attack in plan.attacks],
         "gate_gradients": list(plan.gate_gradients),
         "target": plan.target,
         "eight_bit": plan.is_eight_bit,

@@ -13,7 +13,7 @@ from aigtool.conversion import gate_policy
 from aigtool.intervals import mcnemar, wilson_interval
 from aigtool.robustness.attacks import LINF
 from aigtool.robustness.balls import Ball
-from aigtool.robustness.cases import Attacked, GateGradient, Judged, Robustness
+from aigtool.robustness.cases import Attacked, GateGradient, Judged, Robustness, computed
 from aigtool.robustness.evaluation import attack_networks
 from aigtool.robustness.suite import Fgsm, Noise, Pgd
 from aigtool.robustness.tables import SIGNIFICANT
@@ -71,6 +71,7 @@ def sanity_checks(
     ball: Ball = LINF,
     gate_gradients: Sequence[GateGradient] = ("straight-through",),
     steps: int = 20,
+    is_eight_bit: bool = False,
     seed: int = 0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Check]:
@@ -88,6 +89,7 @@ def sanity_checks(
         ball: By which norm that is meant.
         gate_gradients: As of ``attack_networks``.
         steps: Of PGD.
+        is_eight_bit: As of ``attack_networks``.
         seed: Of the noise.
         progress: Called as by ``attack_networks``.
     """
@@ -96,10 +98,15 @@ def sanity_checks(
     *_, reference = networks
 
     def keep(batch: Attacked) -> None:
-        if (batch.case.network, batch.case.attack) == (reference, Fgsm.name):
+        case, once = batch.case, (None, computed(gate_gradients)[0])
+        if (case.network, case.attack) == (reference, Fgsm.name) and case.gate_gradient in once:
             moved.append(batch.moved)
 
-    options: dict[str, Any] = {"gate_gradients": gate_gradients, "progress": progress}
+    options: dict[str, Any] = {
+        "gate_gradients": gate_gradients,
+        "is_eight_bit": is_eight_bit,
+        "progress": progress,
+    }
     attacks = [Noise(ball), Fgsm(ball), Pgd(ball, steps)]
     near = attack_networks(
         networks, held, epsilons=[epsilon], attacks=attacks, seed=seed, watch=keep, **options

@@ -90,13 +90,14 @@ def attack_compute(
         ``attacked_ms``, with ``attacked_p95_ms``.
 
     Raises:
-        UserError: As ``compute_attack``, an epsilon is 0, or the gates do not decide.
+        UserError: As ``compute_attack``, an epsilon is 0, or the gates do not decide by argmax:
+            what is drawn anew each time no image can hold.
     """
-    if not judged.decides:
-        raise UserError("compute attack: expected a network with gates that decide")
+    if not can_slow(judged):
+        raise UserError("compute attack: expected a network whose gates decide by argmax")
     if not epsilons or 0 in epsilons:
         raise UserError("compute attack: expected epsilons above 0, such as 2/255")
-    cases = [_Case(goal, epsilon) for goal in goals for epsilon in epsilons]
+    cases = [_Case(goal, epsilon) for goal in goals for epsilon in sorted({*epsilons})]
     seen: dict[_Case, list[_Seen]] = {case: [] for case in (_CLEAN, *cases)}
     kept: dict[_Case, list[Tensor]] = {case: [] for case in seen}
     costs = np.array([block.skippable for block in judged.flops.gated_blocks])
@@ -104,6 +105,7 @@ def attack_compute(
     for given, known in batches:
         pixels, labels = (tensor.to(judged.network.mean.device) for tensor in (given, known))
         with gate_policy(judged.network, judged.policy):
+            found: dict[Goal, Tensor] = {}  # within the largest ball so far
             for case, looks in seen.items():
                 moved = pixels
                 if case.epsilon:
@@ -115,13 +117,15 @@ def attack_compute(
                         goal=case.goal,
                         ball=ball,
                         steps=steps,
+                        known=found.get(case.goal),
                     )
+                    found[case.goal] = moved
                     progress(len(labels))
                 if case.epsilon and is_eight_bit:
                     moved = ball.rounded(pixels, moved, case.epsilon)
                 looks.append(_look(judged, moved, labels))
                 if timed:
-                    kept[case].append(moved[-first % timed.every :: timed.every])
+                    kept[case].append(moved[-first % timed.every :: timed.every].clone())
         first += len(labels)
     whole = {case: _joined(looks) for case, looks in seen.items()}
     times = _times(timed, {case: torch.cat(parts) for case, parts in kept.items()}) if timed else {}
@@ -132,6 +136,11 @@ def attack_compute(
         if times:
             rows[-1] |= _milliseconds(times["dense"], times[_CLEAN], times[case])
     return pd.DataFrame(rows)
+
+
+def can_slow(judged: Judged) -> bool:
+    """Whether a network's gates decide by the image alone, so that an image can turn them."""
+    return judged.decides and judged.policy == "argmax"
 
 
 def _look(judged: Judged, pixels: Tensor, labels: Tensor) -> _Seen:

@@ -1,7 +1,7 @@
 """What attacks left, as rows: accuracies with intervals and pairs, and what gates did."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import numpy as np
@@ -38,11 +38,12 @@ def accuracy_rows(found: Robustness) -> pd.DataFrame:
           that equal those on the clean image without a defence.
     """
     right = {case: np.concatenate(tally.right) for case, tally in found.tallies.items()}
+    clean = {key: np.concatenate(parts) for key, parts in found.clean.items()}
     *_, reference = found.networks
     rows = []
     for case, tally in found.tallies.items():
         ours = right[case]
-        before = right[_clean(case, found)]
+        before = clean[case.network, case.defense, case.quality]
         low, high = wilson_interval(ours.sum(), len(ours))
         judged = found.networks[case.network]
         rows.append(
@@ -71,15 +72,11 @@ def accuracy_rows(found: Robustness) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"quality": "Int64", "steps": "Int64", "hits": "Int64"})
 
 
-def _clean(case: Case, found: Robustness) -> Case:
-    """Return the case of the clean image that an attacked one began as."""
-    clean = replace(case, epsilon=0.0)
-    return clean if clean in found.tallies else case
-
-
 def _paired(case: Case, right: Mapping[Case, Any], reference: str) -> dict[str, float | None]:
     names = ("difference", "difference_stderr", "mcnemar_p")
-    other = right.get(replace(case, network=reference, gate_gradient=None))
+    beside = replace(case, network=reference)
+    # A reference without gates that decide is attacked once, whatever others' gates show.
+    other = right.get(beside, right.get(replace(beside, gate_gradient=None)))
     if case.network == reference or other is None:
         return dict.fromkeys(names)
     ours = right[case]
@@ -145,3 +142,18 @@ def gate_rows(found: Robustness, groups: Mapping[str, Sequence[int]] | None = No
                 )
             )
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def group_rows(gates: pd.DataFrame) -> pd.DataFrame:
+    """Return what the gates of each case did on average, a row a group of classes.
+
+    Args:
+        gates: Of ``gate_rows``.
+    """
+    if gates.empty:
+        return gates
+    means = {"images": "first", "execution_rate": "mean", "gate_agreement": "mean"}
+    keys = [*(f.name for f in fields(Case)), "group"]
+    grouped = gates.groupby(keys, dropna=False, sort=False, as_index=False)
+    rows: pd.DataFrame = grouped.agg(means)
+    return rows

@@ -34,6 +34,7 @@ def test_everything_at_once(
         ),
         *("noise, no defence", "Attacks on compute, 6 images", "Sanity checks, 6 images"),
         *("through", "frozen", "worst", "open"),
+        *("decisions as on the clean image", "cold", "(8 images)"),
     ):
         assert told in shown.out
     assert "next: aigtool report" in shown.err
@@ -45,6 +46,45 @@ def test_everything_at_once(
     # Untrained gates leave nothing to compare seconds with: the same weights serve both.
     assert "timed_images" not in told["compute"][0]
     assert "cold" in (tmp_path / "out" / "gates.csv").read_text()
+    assert {row["group"] for row in told["groups"]} == {"all", "cold", "warm"}
+    pgd = {"name": "pgd", "norm": "linf", "steps": 2, "step_size": None, "restarts": 0}
+    assert pgd in told["attacks"]
+
+
+def test_what_an_earlier_run_left_is_deleted(
+    aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    command = ["attack", model, "--data", image_folder, "--out", tmp_path / "out"]
+    aigtool(*command, *QUICK, "--save-images", "--subset", "4")
+    few = ["--epsilons", "0,4/255", "--limit", "3", "--compute", "none", "--steps", "1"]
+    aigtool(*command, *few, "--workers", "0", "--force", "--save-images", "--subset", "1")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    tables = {"attack.csv", "gates.csv", "attack.json"}
+    assert names == tables | {"attack.png", "execution.png", "examples.png", "images"}
+    saved = [*(tmp_path / "out" / "images").rglob("*.png")]
+    assert len(saved) == 2 * 3
+    assert {path.parent.parent.name for path in saved} == {"4of255"}
+    aigtool(*command, *few, "--workers", "0", "--force", "--subset", "1")
+    assert not [*(tmp_path / "out" / "images").rglob("*.png")]
+
+
+def test_an_attack_by_l2_is_checked_by_l2(
+    aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    options = ["--attack", "torchattacks:PGDL2", "--epsilons", "0,3", "--jpeg", "none"]
+    options += ["--steps", "1", "--workers", "0", "--out", tmp_path / "out"]
+    told = aigtool("attack", model, "--data", image_folder, *options, "--json")
+    assert told["norm"] == "l2"
+    assert told["compute"] == []
+
+
+def test_noise_knows_of_no_defence(
+    aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    options = ["--attack", "noise", "--attacker", "adaptive", "--compute", "none", "--subset", "2"]
+    out = ["--out", tmp_path / "out"]
+    told = aigtool("attack", model, "--data", image_folder, *QUICK, *options, *out, "--json")
+    assert {row["attacker"] for row in told["rows"]} == {None, "static"}
 
 
 def test_a_network_without_gates(

@@ -414,6 +414,10 @@ CASES = {
         [*ATTACK, "--attacker", "adaptive", "--jpeg", "none"],
         "attacker adaptive: expected a JPEG quality",
     ),
+    "attacks of two norms": (
+        [*ATTACK, "--attack", "fgsm,torchattacks:PGDL2"],
+        "attacks by linf and l2: expected one norm",
+    ),
     "no gates to hold": (
         ["attack", "dense.st", "--data", "images", "--gate-gradient", "frozen"],
         "the network has no gates that decide",

@@ -293,6 +293,21 @@ def test_the_gradient_is_the_straight_through_rule_written_out(gated: PixelNetwo
     assert (held - found).abs().max() > 1e-3 * found.abs().max()
 
 
+@given(st.floats(0.05, 4), st.integers(0, 2**31))
+def test_in_l2_eight_bits_use_the_ball(epsilon: float, seed: int) -> None:
+    """On many pixels each moves by less than a step; the largest are rounded up, to epsilon."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(60, 190, (2, 3, 64, 64), generator=generator) / 255
+    moved = pixels + epsilon * L2().steepest(torch.randn(pixels.shape, generator=generator))
+    rounded = L2().rounded(pixels, moved, epsilon)
+    levels = 255 * rounded
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
+    lengths = L2().lengths(rounded - pixels)
+    assert (lengths <= epsilon + 1e-5).all()
+    # What is left over is less than one more step of the pixel that costs most.
+    assert (255 * lengths >= ((255 * epsilon) ** 2 - 2 * 255 * 0.1 - 1) ** 0.5).all()
+
+
 def test_frozen_gates_are_constants(gated: PixelNetwork) -> None:
     gated.double()
     generator = torch.Generator().manual_seed(2)
@@ -334,7 +349,7 @@ def test_weights_are_as_they_were(
         ({"epsilon": 8.0}, "epsilon 8, was 8/255 meant"),
         ({"epsilon": 300.0}, "epsilon 300: expected 0 to 1"),
         ({"epsilon": -1.0, "ball": L2()}, "epsilon -1: expected 0 or more"),
-        ({"epsilon": 0.1, "steps": 0}, "steps 0, restarts 0: expected at least 1"),
+        ({"epsilon": 0.1, "steps": 0}, "steps 0: expected at least 1"),
         ({"epsilon": 0.1, "restarts": -1}, "restarts -1"),
         ({"epsilon": 0.1, "step_size": 0.0}, "step size 0: expected a length above 0"),
         ({"epsilon": 0.1, "step_size": math.nan}, "step size nan: expected a length above 0"),

@@ -160,6 +160,23 @@ def test_rows(pixels: Tensor) -> None:
     assert (times > 0).all(axis=None)
 
 
+def test_a_larger_ball_is_no_worse(pixels: Tensor) -> None:
+    """What was found within a smaller one lies in it too."""
+    network = planted()
+    small = compute_attack(network, pixels, COSTS, epsilon=0.05, steps=20)
+    alone = compute_attack(network, pixels, COSTS, epsilon=EPSILON, steps=1, step_size=1e-6)
+    known = compute_attack(
+        network, pixels, COSTS, epsilon=EPSILON, steps=1, step_size=1e-6, known=small
+    )
+    assert executed(network, alone).sum() < executed(network, small).sum()
+    assert torch.equal(known, small)
+    rows = attack_compute(
+        judged_planted(), [(pixels, torch.zeros(4, dtype=torch.long))], epsilons=[EPSILON, 0.05]
+    )
+    assert rows["epsilon"].tolist() == [0.05, EPSILON] * 2
+    assert rows["gflops_attacked"].iloc[1] >= rows["gflops_attacked"].iloc[0]
+
+
 def test_timed_images_are_spread_over_batches(pixels: Tensor) -> None:
     """Every third of six in batches of four and two: the first and the fourth."""
     seen: list[Tensor] = []
@@ -190,6 +207,7 @@ def test_timed_images_are_spread_over_batches(pixels: Tensor) -> None:
     [
         ({"epsilon": 2.0}, "epsilon 2, was 2/255 meant"),
         ({"epsilon": 0.1, "steps": 0}, "steps 0: expected at least 1"),
+        ({"epsilon": 0.1, "step_size": -1.0}, "step size -1: expected a length above 0"),
         ({"epsilon": 0.1, "goal": "up"}, "goal 'up': expected raise or lower"),
         ({"epsilon": 0.1, "costs": np.ones(2)}, "costs given: 2; gates: 6"),
     ],
@@ -205,7 +223,10 @@ def test_networks_without_gates_are_told(pixels: Tensor) -> None:
     with pytest.raises(UserError, match="the network has no gates"):
         compute_attack(plain, pixels, COSTS, epsilon=0.1)
     batches = [(pixels, torch.zeros(4, dtype=torch.long))]
-    with pytest.raises(UserError, match="gates that decide"):
+    with pytest.raises(UserError, match="gates decide by argmax"):
+        drawn = Judged(judged.network, judged.flops, "sampled")
+        attack_compute(drawn, batches, epsilons=[0.1])
+    with pytest.raises(UserError, match="gates decide by argmax"):
         opened = Judged(judged.network, judged.flops, "open")
         attack_compute(opened, batches, epsilons=[0.1])
     goals: list[Goal] = ["raise"]

@@ -21,6 +21,11 @@ def test_jpeg_is_pillows_image_by_image(quality: int) -> None:
         np.testing.assert_allclose(ours.permute(1, 2, 0).numpy(), theirs, atol=1e-6)
 
 
+def test_grey_images_are_encoded_too() -> None:
+    grey = torch.rand(2, 1, 16, 24)
+    assert jpeg(grey, quality=90).shape == grey.shape
+
+
 def test_lower_quality_changes_more() -> None:
     pixels = torch.rand(4, 3, 32, 32)
     changes = [(jpeg(pixels, quality=q) - pixels).abs().mean().item() for q in (95, 50, 5)]

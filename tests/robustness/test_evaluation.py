@@ -20,6 +20,7 @@ from aigtool.robustness.balls import BALLS
 from aigtool.robustness.cases import Attacked, Judged
 from aigtool.robustness.defenses import Defended, Defense, jpeg, jpeg_defense
 from aigtool.robustness.evaluation import attack_networks, attacks_an_image, pixel_batches
+from aigtool.robustness.libraries import library_attack
 from aigtool.robustness.suite import Fgsm, Noise, Pgd
 from aigtool.robustness.tables import accuracy_rows, gate_rows
 
@@ -167,6 +168,81 @@ def test_the_worst_is_wrong_if_either_is(networks: dict[str, Judged]) -> None:
     assert {*alone["gate_gradient"].dropna()} == {"worst"}
     told = row(alone, network="gated", epsilon=3 / 255)
     assert told["correct"] == right["worst", 3 / 255].sum()
+
+
+def test_right_before_the_attack_is_told_without_clean_rows(
+    networks: dict[str, Judged], batch: Batch
+) -> None:
+    options: dict[str, Any] = {"defenses": [jpeg_defense()]}
+    alone = rows_of(networks, [batch], epsilons=(EPSILON,), **options)
+    beside = rows_of(networks, [batch], epsilons=(0.0, EPSILON), **options)
+    columns = ["clean_right", "correct_of_clean_right", "correct"]
+    attacked = beside[beside["epsilon"] > 0].reset_index(drop=True)
+    assert alone[columns].equals(attacked[columns])
+    assert (beside["clean_right"] == beside["correct"])[beside["epsilon"] == 0].all()
+
+
+def test_the_worst_reaches_a_target_if_either_does(networks: dict[str, Judged]) -> None:
+    pixels = torch.rand(48, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    network = networks["gated"].network
+    labels = answered(network, pixels)[0]
+    seen: list[Attacked] = []
+    found = attack_networks(
+        networks,
+        [(pixels, labels)],
+        epsilons=(2 / 255,),
+        attacks=[Pgd(steps=3, is_targeted=True)],
+        gate_gradients=("worst",),
+        target="least-likely",
+        watch=seen.append,
+    )
+    with torch.no_grad():
+        least = network(pixels).argmin(1)
+    either = torch.zeros(48, dtype=torch.bool)
+    for one in seen:
+        if one.case.network == "gated":
+            either |= answered(network, one.moved)[0] == least
+    assert row(accuracy_rows(found), network="gated")["hits"] == either.sum()
+
+
+def test_two_gated_networks_are_paired_too(judged: Judged, batch: Batch) -> None:
+    gradients: Any = ("straight-through", "frozen")
+    networks = {"one": judged, "other": judged}
+    rows = rows_of(networks, [batch], epsilons=(EPSILON,), gate_gradients=gradients)
+    assert rows[rows["network"] == "one"]["difference"].tolist() == [0.0, 0.0]
+
+
+def test_a_differentiable_defence_is_seen_as_it_is(
+    networks: dict[str, Judged], batch: Batch
+) -> None:
+    seen: list[Attacked] = []
+    flipped = Defense("flipped", lambda pixels: pixels.flip(3), is_differentiable=True)
+    rows_of(
+        networks,
+        [batch],
+        epsilons=(EPSILON,),
+        defenses=[flipped],
+        attackers=("adaptive",),
+        watch=seen.append,
+    )
+    wanted = fgsm(networks["gated"].network, batch[0].flip(3), batch[1], epsilon=EPSILON).flip(3)
+    aware = [one for one in seen if one.case.defense == "flipped"]
+    assert torch.equal(aware[0].moved, wanted)
+    halved = Defense("halved", lambda pixels: pixels[..., ::2])
+    with pytest.raises(UserError, match="defence halved makes"):
+        Defended(networks["gated"].network, halved)(batch[0].clone().requires_grad_())
+
+
+def test_held_gates_are_those_of_the_batch(judged: Judged, batch: Batch) -> None:
+    """torchattacks' DeepFool asks image by image."""
+    with pytest.raises(UserError, match="decisions of 24 images are held, and 1 came"):
+        attack_networks(
+            {"gated": judged},
+            [batch],
+            epsilons=(1.0,),
+            attacks=[library_attack("torchattacks:DeepFool")],
+            gate_gradients=("frozen",),
+        )
 
 
 def test_progress_counts_attacks(networks: dict[str, Judged], batch: Batch) -> None:
@@ -343,6 +419,8 @@ def test_wrong_cases_are_told(networks: dict[str, Judged], batch: Batch) -> None
     told("epsilon -1", epsilons=(-1.0,))
     told("epsilon 8, was 8/255 meant", epsilons=(8.0,))
     told("untargeted, target 1", target=1)
+    told("attack fgsm twice", attacks=[Fgsm(), Fgsm()])
+    told("defence jpeg twice", defenses=[jpeg_defense(), jpeg_defense()])
     told("target 3: expected least-likely or a class", target=3, attacks=[Fgsm(is_targeted=True)])
     told("attacker 'adaptiv': expected some of static, adaptive", attackers=("adaptiv",))
     told("gate gradient 'frozn': expected some of", gate_gradients=("frozn",))

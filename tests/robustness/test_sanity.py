@@ -82,3 +82,14 @@ def test_gates_are_told_apart(networks: dict[str, Judged], batch: Batch) -> None
     )
     seen = {(check.network, check.gate_gradient) for check in checks}
     assert seen == {("gated", "straight-through"), ("gated", "frozen"), ("open", None)}
+
+
+def test_from_a_gated_network_one_attack_is_transferred(
+    networks: dict[str, Judged], batch: Batch
+) -> None:
+    reversed_networks = dict(reversed(networks.items()))
+    checks = sanity_checks(
+        reversed_networks, [batch], epsilon=0.05, gate_gradients=["worst"], steps=2
+    )
+    assert {check.images for check in checks} == {24}
+    assert len(by_name(checks, "open")) == 4
