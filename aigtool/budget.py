@@ -17,7 +17,7 @@ UNITS: tuple[Unit, ...] = get_args(Unit)
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Budget:
     """A share of a network's blocks or of its multiply-accumulates.
 

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,27 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def remove_others(folder: Path, names: Iterable[str], written: Collection[Path]) -> None:
+    """Delete what an earlier run left in a folder, so that none of it is taken for this run's.
+
+    Args:
+        folder: Of this run.
+        names: Of all files that such a run may write.
+        written: Those that this one did.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("a.csv", "b.csv", "mine.csv"):
+        ...     (folder / name).touch()
+        >>> remove_others(folder, ["a.csv", "b.csv"], [folder / "b.csv"])
+        >>> sorted(path.name for path in folder.iterdir())
+        ['b.csv', 'mine.csv']
+    """
+    for path in (folder / name for name in names):
+        if path not in written:
+            path.unlink(missing_ok=True)
 
 
 def records(rows: "pd.DataFrame") -> list[dict[str, Any]]:

@@ -13,16 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
+PALE = "#DDDDDD"
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
+    "text.parse_math": False,  # names of classes and files are no formulas
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#DDDDDD",
+    "grid.color": PALE,
     "legend.frameon": False,
     "legend.fontsize": 8,
     "figure.dpi": 150,

@@ -240,7 +240,7 @@ def load_trace(path: str | Path) -> ExecutionTrace:
             source=about["source"],
             seconds=about["seconds"],
         )
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"trace {path} is no whole execution trace ({error}); `aigtool evaluate --out FILE` "
             "writes one"

@@ -164,7 +164,7 @@ def test_a_network_without_gates_has_a_trace_too(
     assert summary["flops_fraction"] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PAR1 no", "cut", "foreign"])
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 no", "cut", "damaged", "foreign"])
 def test_files_that_are_no_trace_are_told(
     content: bytes | str | None, tmp_path: Path, small_trace: ExecutionTrace
 ) -> None:
@@ -172,6 +172,10 @@ def test_files_that_are_no_trace_are_told(
     if content == "cut":
         small_trace.save(path)
         path.write_bytes(path.read_bytes()[:-100])
+    elif content == "damaged":
+        small_trace.save(path)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:4] + b"\xff" * 400 + whole[404:])
     elif content == "foreign":
         pd.DataFrame({"a": [1]}).to_parquet(path)
     elif isinstance(content, bytes):

@@ -1,10 +1,11 @@
 """Groups of classes that clustering finds, tested on images that did not make them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.cluster.hierarchy import cut_tree, leaves_list, linkage
+from scipy.cluster.hierarchy import leaves_list, linkage
 from sklearn.metrics import silhouette_score
 
 from aigtool.analysis.permutation import (
@@ -127,6 +128,55 @@ def class_order(tree: Floats) -> Integers:
     return order
 
 
+def tree_branches(tree: Floats, most: int) -> dict[int, Integers]:
+    """Return the classes of so many branches, those that a tree's last merges join.
+
+    Args:
+        tree: Of ``class_tree``.
+        most: Branches; each class is one where there are no more.
+
+    Returns:
+        By scipy's number of the branch its classes, all in the order of the tree's leaves.
+
+    Example:
+        >>> tree = class_tree(np.array([[0.1], [0.9], [0.2], [0.8]]))
+        >>> [classes.tolist() for classes in tree_branches(tree, 3).values()]
+        [[1, 3], [2], [0]]
+    """
+    classes = len(tree) + 1
+    members = {number: [number] for number in range(classes)}
+    for number, (one, other) in enumerate(tree[: max(0, classes - most), :2].astype(int), classes):
+        members[number] = members.pop(one) + members.pop(other)
+    place = np.argsort(class_order(tree))
+    ordered = {number: np.array(sorted(part, key=place.item)) for number, part in members.items()}
+    return dict(sorted(ordered.items(), key=lambda branch: place.item(branch[1][0])))
+
+
+def tree_links(tree: Floats, branches: Sequence[int]) -> list[list[tuple[float, float]]]:
+    """Return how branches are joined, to be drawn: scipy's ``dendrogram`` recurses too deep.
+
+    Args:
+        tree: Of ``class_tree``.
+        branches: Their numbers, of ``tree_branches``, in the order of their rows.
+
+    Returns:
+        Each merge as four points, their height in the tree and their row.
+
+    Example:
+        >>> tree_links(np.array([[0.0, 1.0, 0.5, 2.0]]), [1, 0])
+        [[(0.0, 1.0), (0.5, 1.0), (0.5, 0.0), (0.0, 0.0)]]
+    """
+    at = {number: (0.0, float(row)) for row, number in enumerate(branches)}
+    links = []
+    first = len(tree) + 1 - len(branches)
+    for number, merge in enumerate(tree[first:], len(tree) + 1 + first):
+        (low, one), (high, other) = at[int(merge[0])], at[int(merge[1])]
+        height = float(merge[2])
+        links.append([(low, one), (height, one), (height, other), (high, other)])
+        at[number] = (height, (one + other) / 2)
+    return links
+
+
 def cluster(rates: Floats, count: int | None = None) -> Integers:
     """Part classes by their rate profiles, by Ward's method.
 
@@ -143,17 +193,19 @@ def cluster(rates: Floats, count: int | None = None) -> Integers:
     """
     tree = linkage(rates, "ward")
     sizes = range(2, min(MOST_GROUPS, len(rates) - 1) + 1) if count is None else [count]
-    found = [_renumbered(cut_tree(tree, size)[:, 0]) for size in sizes]
+    found = [_cut(tree, size) for size in sizes]
     if len(found) == 1:
         return found[0]
     distances = profile_distances(rates)
     return max(found, key=lambda groups: silhouette_score(distances, groups, metric="precomputed"))
 
 
-def _renumbered(groups: Integers) -> Integers:
-    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
-    order: Integers = np.argsort(np.argsort(first))
-    return order[inverse]
+def _cut(tree: Floats, size: int) -> Integers:
+    """Return each class's group, numbered as they come."""
+    groups = np.empty(len(tree) + 1, np.intp)
+    for number, part in enumerate(sorted(tree_branches(tree, size).values(), key=min)):
+        groups[part] = number
+    return groups
 
 
 def _halved(labels: Integers, random: np.random.Generator) -> Integers:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from aigtool.analysis.rates import gate_rates
 from aigtool.errors import UserError
 from aigtool.trace import ExecutionTrace, accuracy_difference
 
@@ -79,29 +79,51 @@ def _beside(trace: ExecutionTrace, first: ExecutionTrace) -> dict[str, float]:
 
 
 def compare_gates(traces: Mapping[str, ExecutionTrace]) -> pd.DataFrame:
-    """Return a row a gate, a column a trace: its execution rate.
+    """Return a row a trace and gate: how often it executes its block.
 
-    Traces without gates have no column.
+    Columns ``trace``, ``gate``, counts ``executed`` and ``images``, and ``rate`` with its 95 %
+    Wilson interval ``low`` to ``high``. Traces without gates have no row.
 
     Raises:
         UserError: Two have other gates than each other.
 
     Example:
-        >>> compare_gates({"a": trace, "b": trace})
-                 a     b
-        gate
-        first  1.00  1.00
-        last   0.25  0.25
+        >>> compare_gates({"a": trace, "b": trace})[["trace", "gate", "executed", "rate"]]
+          trace   gate  executed  rate
+        0     a  first         4  1.00
+        1     a   last         1  0.25
+        2     b  first         4  1.00
+        3     b   last         1  0.25
     """
-    gated = {name: trace for name, trace in traces.items() if trace.gates}
-    if not gated:
-        return pd.DataFrame(index=pd.Index([], name="gate"))
-    (name, first), *others = gated.items()
-    for other, trace in others:
-        if trace.gates != first.gates:
+    check_same_gates({name: trace.gates for name, trace in traces.items()})
+    columns = ["trace", "gate", "executed", "images", "rate", "low", "high"]
+    rows = [gate_rates(trace).assign(trace=name) for name, trace in traces.items() if trace.gates]
+    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
+
+
+def check_same_gates(gates: Mapping[str, Sequence[str]]) -> None:
+    """Refuse networks with gates at different blocks; those without any may stand beside.
+
+    Args:
+        gates: By name of the network, the names of its gates.
+
+    Raises:
+        UserError: Two have other gates than each other.
+
+    Example:
+        >>> check_same_gates({"a": ["first", "last"], "b": ["first"], "c": []})
+        Traceback (most recent call last):
+        ...
+        aigtool.errors.UserError: b has other gates than a (1 and 2; last in one alone): expected \
+networks, or traces of them, with gates at the same blocks
+    """
+    gated = {name: [*listed] for name, listed in gates.items() if len(listed)}
+    (name, first), *others = gated.items() or [("", [])]
+    for other, listed in others:
+        if listed != first:
+            differing = next((n for n in (*first, *listed) if (n in first) != (n in listed)), "")
+            which = f"; {differing} in one alone" if differing else ", in another order"
             raise UserError(
-                f"{other} has other gates than {name} ({len(trace.gates)}, {len(first.gates)}): "
-                "expected traces of one network, or of networks with the same blocks"
+                f"{other} has other gates than {name} ({len(listed)} and {len(first)}{which}): "
+                "expected networks, or traces of them, with gates at the same blocks"
             )
-    rates = {name: np.mean(trace.executed, axis=0) for name, trace in gated.items()}
-    return pd.DataFrame(rates, index=pd.Index(first.gates, name="gate"))

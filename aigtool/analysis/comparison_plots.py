@@ -23,11 +23,12 @@ def comparison_figure(rows: pd.DataFrame, gates: pd.DataFrame, about: str = "") 
         gates: What ``compare_gates`` returned.
         about: Which data, said under the title.
     """
-    width = 4.2 + (min(max(4.0, 1.0 + 0.22 * len(gates)), 20) if len(gates) else 0)
+    names = [*dict.fromkeys(gates["gate"])]
+    width = 4.2 + (min(max(4.0, 1.0 + 0.22 * len(names)), 20) if names else 0)
     figure = Figure(figsize=(width, 4.2), layout="constrained")
     head(figure, "Networks side by side", about)
-    parts = [3.4, width - 4.2] if len(gates) else [1]
-    stages = [stage_of(str(name)) for name in gates.index]
+    parts = [3.4, width - 4.2] if names else [1]
+    stages = [stage_of(name) for name in names]
     axes = np.atleast_1d(figure.subplots(1, len(parts), width_ratios=parts))
     for number, row in enumerate(rows.to_dict("records")):
         name, style = str(row["trace"]), _style(number)
@@ -40,14 +41,14 @@ def comparison_figure(rows: pd.DataFrame, gates: pd.DataFrame, about: str = "") 
             ms=6,
             **style,
         )
-        if name in gates:
-            axes[1].plot(range(len(gates)), gates[name], ms=5, alpha=0.8, linestyle="", **style)
+        if len(rates := gates.loc[gates["trace"] == name, "rate"]):
+            axes[1].plot(range(len(names)), rates, ms=5, alpha=0.8, linestyle="", **style)
     axes[0].set(xlabel="GFLOPs an image", ylabel="top-1 accuracy, % ± standard error")
     axes[0].margins(x=0.15)
-    if len(gates):
-        axes[1].set(ylabel="execution rate", ylim=(-0.03, 1.03), xlim=(-0.7, len(gates) - 0.3))
+    if names:
+        axes[1].set(ylabel="execution rate", ylim=(-0.03, 1.03), xlim=(-0.7, len(names) - 0.3))
         axes[1].grid(visible=False, axis="x")
-        label_gates(axes[1], gates.index.tolist())
+        label_gates(axes[1], names)
         for edge, (before, after) in enumerate(pairwise(stages)):
             if before != after:
                 axes[1].axvline(edge + 0.5, color=GREY, linewidth=0.8)
@@ -56,5 +57,6 @@ def comparison_figure(rows: pd.DataFrame, gates: pd.DataFrame, about: str = "") 
 
 
 def _style(number: int) -> dict[str, str]:
-    at = number % len(_COLORS)
-    return {"color": _COLORS[at], "marker": _MARKERS[at]}
+    # Each round of the colours goes with other markers.
+    marker = _MARKERS[(number + number // len(_COLORS)) % len(_MARKERS)]
+    return {"color": _COLORS[number % len(_COLORS)], "marker": marker}

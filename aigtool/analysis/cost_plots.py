@@ -53,7 +53,8 @@ def cost_figure(
         confidence: What ``cost_by_confidence`` returned.
         about: Which data, said under the title.
     """
-    classes = _chosen(costs[costs["images"].str.startswith(CLASS)])
+    every = costs[costs["images"].str.startswith(CLASS)]
+    classes = _chosen(every)
     figure = Figure(figsize=(10, max(3.6, 1.6 + 0.19 * len(classes))), layout="constrained")
     spread, by_class, over = figure.subplots(1, 3)
     head(figure, "GFLOPs per image", about)
@@ -66,7 +67,9 @@ def cost_figure(
     by_class.plot(classes["gflops_mean"], rows, "o", color=BLUE, ms=4, label="mean")
     names = classes["images"].str.removeprefix(CLASS)
     by_class.set_yticks(rows, names.tolist())
-    by_class.set(title="by class", xlabel="GFLOPs")
+    left_out = len(every) - len(classes)
+    ends = f": the {MOST_CLASSES // 2} cheapest, the {MOST_CLASSES // 2} dearest" * (left_out > 0)
+    by_class.set(title=f"by class{ends}", xlabel="GFLOPs")
     by_class.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
 
     over.errorbar(
@@ -78,8 +81,8 @@ def cost_figure(
         ms=4,
         elinewidth=0.8,
     )
-    ends = [f"{100 * low:.3g}" for low in confidence["low"]]
-    over.set_xticks(confidence.index, ends, rotation=90)
+    starts = [f"{100 * low:.3g}" for low in confidence["low"]]
+    over.set_xticks(confidence.index, starts, rotation=90)
     over.set(title="by confidence, ± standard error", xlabel="confidence from, %; equal shares")
     return figure
 

@@ -76,8 +76,8 @@ def cost_by_confidence(trace: ExecutionTrace, bins: int = CONFIDENCE_BINS) -> pd
     """Return what images cost from the least to the most confident answers, in equal shares.
 
     Columns ``low`` and ``high`` (of confidence), ``images``, ``top1`` (percent), ``blocks`` and
-    ``gflops`` (means) and their standard errors. There are fewer bins than asked for where
-    there are fewer images.
+    ``gflops`` (means) and their standard errors, which of a single image are not numbers. There are
+    fewer bins than asked for where each would have less than two images.
 
     Example:
         >>> cost_by_confidence(trace, bins=2)[["low", "high", "images", "top1", "blocks"]]
@@ -87,7 +87,8 @@ def cost_by_confidence(trace: ExecutionTrace, bins: int = CONFIDENCE_BINS) -> pd
     """
     confidence = trace.images["confidence"].to_numpy()
     blocks = trace.executed.sum(axis=1)
-    parts = np.array_split(np.argsort(confidence, kind="stable"), min(bins, len(confidence)))
+    count = max(1, min(bins, len(blocks) // 2))
+    parts = np.array_split(np.argsort(confidence, kind="stable"), count)
     return pd.DataFrame(
         [
             {
@@ -96,39 +97,45 @@ def cost_by_confidence(trace: ExecutionTrace, bins: int = CONFIDENCE_BINS) -> pd
                 "images": len(part),
                 "top1": 100 * trace.correct[part].mean(),
                 "blocks": blocks[part].mean(),
-                "blocks_stderr": blocks[part].std() / np.sqrt(len(part)),
+                "blocks_stderr": _stderr(blocks[part]),
                 "gflops": trace.gflops[part].mean(),
-                "gflops_stderr": trace.gflops[part].std() / np.sqrt(len(part)),
+                "gflops_stderr": _stderr(trace.gflops[part]),
             }
             for part in parts
         ]
     )
 
 
+def _stderr(values: npt.NDArray[Any]) -> float:
+    """Return the standard error of the mean."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
+
+
 def cost_of_errors(trace: ExecutionTrace) -> dict[str, Any]:
     """Return whether wrong answers cost more, and whether unsure ones do.
 
-    Classes differ in cost and in difficulty; so the difference is given within classes too, where
-    each image is compared with the mean of its class.
+    Classes differ in cost and in difficulty; so the difference is given within classes too: that
+    of a linear model with a mean for each class.
 
     Returns:
         ``wrong`` and ``right`` (counts), ``blocks_wrong`` and ``blocks_right`` (means),
         ``difference`` with ``stderr``, ``difference_within_classes`` with
         ``stderr_within_classes``, ``p`` (two-sided, of Mann and Whitney's test of the blocks), and
         ``spearman_confidence`` with ``spearman_p``: rank correlation of blocks and confidence.
-        None where all answers are right or all wrong, or all images cost alike.
+        None where all answers are right or all wrong (of each class, within classes), or all images
+        cost alike; an error is None where the difference hangs on a single image.
 
     Example:
         >>> found = cost_of_errors(trace)
         >>> found["wrong"], round(found["difference"], 3), round(found["p"], 2)
         (1, -0.333, 1.0)
+        >>> found["stderr"] is None
+        True
     """
     blocks, wrong = trace.executed.sum(axis=1), ~trace.correct
-    frame = pd.DataFrame({"label": trace.images["label"].to_numpy(), "blocks": blocks})
-    within = blocks - frame.groupby("label")["blocks"].transform("mean").to_numpy()
     differs, varies = bool(wrong.any() and not wrong.all()), bool(blocks.std() > 0)
-    difference, stderr = _difference(blocks, wrong) if differs else (None, None)
-    inside, inside_stderr = _difference(within, wrong) if differs else (None, None)
+    difference, stderr = _difference(blocks, wrong, np.zeros(len(blocks)))
+    inside, inside_stderr = _difference(blocks, wrong, trace.images["label"].to_numpy())
     confidence = trace.images["confidence"].to_numpy()
     ranked = spearmanr(blocks, confidence) if varies and confidence.std() > 0 else None
     found = {
@@ -146,8 +153,30 @@ def cost_of_errors(trace: ExecutionTrace) -> dict[str, Any]:
     return {"wrong": int(wrong.sum()), "right": int((~wrong).sum()), **plain}
 
 
-def _difference(values: npt.NDArray[Any], chosen: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """Return by how much the mean of those chosen is above that of the others, with its error."""
-    parts = values[chosen], values[~chosen]
-    variance = sum(part.var() / len(part) for part in parts)
-    return parts[0].mean() - parts[1].mean(), np.sqrt(variance)
+def _difference(
+    values: npt.NDArray[Any], chosen: npt.NDArray[np.bool_], groups: npt.NDArray[Any]
+) -> tuple[float | None, float | None]:
+    """Return by how much those chosen are above the others of their group, with its error.
+
+    By least squares, with a mean for each group; the error is HC2 of MacKinnon and White (1985),
+    which with one group is Welch's.
+    """
+    frame = pd.DataFrame({"value": values, "chosen": chosen}, dtype=float)
+    by_group = frame.groupby(groups)
+    centred = frame - by_group.transform("mean")
+    weight = (centred["chosen"] ** 2).sum()
+    if not weight:
+        return None, None
+    difference = (centred["chosen"] * centred["value"]).sum() / weight
+    told = centred[centred["chosen"] != 0]
+    sizes = by_group["chosen"].transform("size")[told.index]
+    room = 1 - 1 / sizes - told["chosen"] ** 2 / weight
+    if room.min() < _ROOM:
+        return difference, None
+    rest = told["value"] - difference * told["chosen"]
+    variance = ((told["chosen"] * rest) ** 2 / room).sum() / weight**2
+    return difference, float(np.sqrt(variance))
+
+
+_ROOM = 1e-9
+"""Less than this is left of one by a leverage of one: the model only copies that image's value."""

@@ -13,15 +13,21 @@ from aigtool.analysis.cost_plots import blocks_histogram, cost_figure
 from aigtool.analysis.costs import cost_by_confidence, cost_table
 from aigtool.analysis.extremes import extreme_images
 from aigtool.analysis.findings import findings
-from aigtool.analysis.image_plots import contact_sheet, drawn_classes, read_pictures
+from aigtool.analysis.image_plots import contact_sheet, drawn_classes
+from aigtool.analysis.pictures import image_reader, read_pictures
 from aigtool.analysis.plots import class_heatmap, gate_bars
 from aigtool.analysis.rates import blocks_executed, class_rates, class_table, gate_rates
 from aigtool.analysis.training_plots import gates_figure, gates_over_epochs
 from aigtool.data.images import ImageSet
 from aigtool.errors import UserError
-from aigtool.output import replacing, write_json
+from aigtool.output import remove_others, replacing, write_json
 from aigtool.trace import ExecutionTrace
 
+_FIGURES = (
+    *("class_rates", "gate_rates", "blocks_executed", "costs", "costs_by_confidence"),
+    *("extreme_images", "gates_in_training"),
+)
+_KINDS = ("csv", "png", "svg", "pdf")
 MOST_ROWS = 100
 """Of more classes than these, a picture of pixels shows bands; a vector file has each of them."""
 
@@ -45,14 +51,14 @@ def write_analysis(
         groups: Names of classes by the name of their group, to be tested.
         clusters: How many groups to find; by default as many as part the classes best.
         images: The data set that the trace is of, for a contact sheet of the easiest and the
-            hardest images.
+            hardest images; by default they are read from where the trace says that it is of.
         metrics: ``metrics.csv`` of the run that the network is of, for its gates over the epochs.
         formats: Of the figures: ``png``, ``svg`` and ``pdf``.
         seed: Of what is drawn for the tests.
 
     Returns:
         The files written, ``analysis.json`` the last, and what that holds (``findings``); where
-        images are no longer what they were, ``contact_sheet`` says so in place of the figure.
+        images are gone, or are no longer what they were, ``contact_sheet`` says so.
 
     Raises:
         UserError: The trace has no gates.
@@ -66,6 +72,7 @@ def write_analysis(
     if not trace.gates:
         raise UserError("the network has no gates to analyse: convert it first")
     folder = Path(folder)
+    (folder / "analysis.json").unlink(missing_ok=True)  # it is written last, and tells the whole
     by_class, by_gate = class_rates(trace), gate_rates(trace)
     blocks, costs, confidence = blocks_executed(trace), cost_table(trace), cost_by_confidence(trace)
     about = f"{trace.source}, {len(trace.images)} images, policy {trace.policy}"
@@ -86,18 +93,22 @@ def write_analysis(
         written += write_figure(folder, name, numbers, dict.fromkeys(formats, figure))
     written += write_figure(folder, "costs_by_confidence", confidence, {})
     chosen, sheet = extreme_images(trace), {}
-    if images is not None:
-        try:
-            sheet = dict.fromkeys(formats, _contact_sheet(trace, chosen, images, about))
-        except UserError as error:
-            found["contact_sheet"] = str(error)
+    try:
+        figure, gone = _contact_sheet(trace, chosen, images, about)
+        sheet = dict.fromkeys(formats, figure)
+    except UserError as error:
+        gone = f"no contact sheet of images: {error}"
+    if gone:
+        found["contact_sheet"] = gone
     written += write_figure(folder, "extreme_images", chosen, sheet)
     if metrics is not None:
         over = gates_over_epochs(metrics)
         drawn = dict.fromkeys(formats, gates_figure(metrics, "validation images, as calibrated"))
         written += write_figure(folder, "gates_in_training", over.reset_index(), drawn)
     write_json(folder / "analysis.json", found)
-    return [*written, folder / "analysis.json"], found
+    written.append(folder / "analysis.json")
+    remove_others(folder, [f"{name}.{kind}" for name in _FIGURES for kind in _KINDS], written)
+    return written, found
 
 
 def write_comparison(
@@ -124,20 +135,31 @@ def write_comparison(
     sources = dict.fromkeys(trace.source for trace in traces.values())
     figure = comparison_figure(rows, gates, ", ".join(sources))
     written = write_figure(folder, "comparison", rows, dict.fromkeys(formats, figure))
-    return [*written, *write_figure(folder, "gates_compared", gates.reset_index(), {})], rows
+    return [*written, *write_figure(folder, "gates_compared", gates, {})], rows
 
 
 def _contact_sheet(
-    trace: ExecutionTrace, chosen: pd.DataFrame, images: ImageSet, about: str
-) -> Figure:
-    shown = chosen[chosen["class"].isin(drawn_classes(chosen))]
-    files = zip(shown["index"].tolist(), shown["file"].tolist(), strict=True)
-    if len(images) != len(trace.images) or any(images.filename(i) != file for i, file in files):
-        raise UserError(
-            f"data {images.name} {images.split} has other images than the trace is of: no contact "
-            "sheet; give the data that it was made with"
-        )
-    return contact_sheet(shown, read_pictures(images, shown["index"].tolist()), about)
+    trace: ExecutionTrace, chosen: pd.DataFrame, images: ImageSet | None, about: str
+) -> tuple[Figure, str]:
+    """Return the figure, and what is to be said of pictures that are gone."""
+    names = drawn_classes(chosen)
+    shown = chosen[chosen["class"].isin(names)]
+    files = shown["file"].tolist()
+    if images is None:
+        pictures, gone = read_pictures(image_reader(trace.source), files)
+    else:
+        indices = shown["index"].tolist()
+        if len(images) != len(trace.images) or [*map(images.filename, indices)] != files:
+            raise UserError(
+                f"data {images.name} {images.split} has other images than the trace is of; give "
+                "the data, --split and --limit that it was made with"
+            )
+        source, places = images.source, images.indices
+        pictures, gone = read_pictures(lambda index: source.read(places[index])[0], indices)
+    if all(picture is None for picture in pictures):
+        raise UserError(gone)
+    left_out = chosen["class"].nunique() - len(names)
+    return contact_sheet(shown, pictures, about, left_out=left_out), gone
 
 
 def write_figure(

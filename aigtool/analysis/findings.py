@@ -111,6 +111,14 @@ smallest that they can give)'
     return f"{apart} ({chance})"
 
 
+ASKED = {
+    "found_groups": "Its p says whether classes differ, not whether they form groups: class labels "
+    "permuted among images are clustered and tested alike.",
+    "given_groups": "Its p says whether other groups of these classes would part as far.",
+}
+"""What the tests of groups ask, by their key in ``analysis.json``."""
+
+
 def tell_errors(errors: Mapping[str, Any]) -> str:
     """Say by how much wrong answers take more blocks; nothing where all are right, or all wrong.
 
@@ -119,12 +127,21 @@ def tell_errors(errors: Mapping[str, Any]) -> str:
 
     Example:
         >>> tell_errors(findings(trace)["errors"])
-        '1, which take -0.33 ± 0.27 blocks; +0.00 ± 0.24 within classes'
+        '1, which take -0.33 blocks more than right ones; +0.00 within classes, of too few to \
+say how surely'
+        >>> errors = {"wrong": 41, "difference": 0.955, "stderr": 0.17}
+        >>> errors |= {"difference_within_classes": None, "stderr_within_classes": None}
+        >>> tell_errors(errors)
+        '41, which take +0.95 ± 0.17 blocks more than right ones; no class has both'
     """
     if errors["difference"] is None:
         return ""
+    told = f"{errors['wrong']}, which take {_surely(errors['difference'], errors['stderr'])} blocks"
     within, stderr = errors["difference_within_classes"], errors["stderr_within_classes"]
-    return (
-        f"{errors['wrong']}, which take {errors['difference']:+.2f} ± {errors['stderr']:.2f} "
-        f"blocks; {within:+.2f} ± {stderr:.2f} within classes"
-    )
+    inside = "no class has both" if within is None else f"{_surely(within, stderr)} within classes"
+    few = ", of too few to say how surely" if None in (errors["stderr"], stderr) else ""
+    return f"{told} more than right ones; {inside}{few * (within is not None)}"
+
+
+def _surely(value: float, stderr: float | None) -> str:
+    return f"{value:+.2f}" if stderr is None else f"{value:+.2f} ± {stderr:.2f}"

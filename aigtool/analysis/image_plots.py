@@ -3,55 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
-from PIL import Image, ImageOps
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from aigtool.analysis.rates import stage_of
-from aigtool.data.images import ImageSet
-from aigtool.plotting import BLUE, GREY, VERMILION, head, styled
+from aigtool.analysis.pictures import Picture
+from aigtool.analysis.rates import stage_of, stage_rows
+from aigtool.plotting import BLUE, GREY, PALE, VERMILION, head, styled
 
-THUMBNAIL = 96
-"""Pixels that a picture in a figure has at most, each way."""
 MOST_CLASSES = 20
 """Of more classes than these, those are drawn whose images differ most in blocks."""
-ROW = 18
-"""Blocks of a stage drawn side by side."""
-
-Picture = npt.NDArray[np.uint8]
-
-
-def read_pictures(images: ImageSet, indices: Sequence[int]) -> list[Picture]:
-    """Read images as they are, cut to a square in the middle.
-
-    Args:
-        images: The data set.
-        indices: Positions in it.
-
-    Returns:
-        ``(pixels, pixels, 3)`` each, of ``THUMBNAIL`` pixels at most.
-
-    Raises:
-        UserError: One is no longer there, or cannot be read.
-    """
-    chosen = [images.source.read(images.indices[index])[0] for index in indices]
-    return [thumbnail(image) for image in chosen]
-
-
-def thumbnail(image: Image.Image) -> Picture:
-    """Return a square picture of an image.
-
-    Example:
-        >>> thumbnail(Image.new("L", (300, 200))).shape
-        (96, 96, 3)
-    """
-    side = min(THUMBNAIL, *image.size)
-    picture: Picture = np.asarray(ImageOps.fit(image.convert("RGB"), (side, side)))
-    return picture
 
 
 def drawn_classes(chosen: pd.DataFrame) -> list[str]:
@@ -67,26 +29,36 @@ def drawn_classes(chosen: pd.DataFrame) -> list[str]:
 
 
 @styled
-def contact_sheet(chosen: pd.DataFrame, pictures: Sequence[Picture], about: str = "") -> Figure:
+def contact_sheet(
+    chosen: pd.DataFrame, pictures: Sequence[Picture | None], about: str = "", *, left_out: int = 0
+) -> Figure:
     """Draw the images of each class that took the fewest and the most blocks.
 
     Args:
         chosen: Rows of what ``extreme_images`` returned.
-        pictures: Each row's.
+        pictures: Each row's; where there is none a grey square stands.
         about: Which data, said under the title.
+        left_out: Classes that there was no room for.
     """
     names = list(dict.fromkeys(chosen["class"]))
     most = int(chosen.groupby(["class", "kind"]).size().max())
     columns = 2 * most + 0.5
     figure = Figure(figsize=(1.6 + 0.62 * columns, 1.3 + 0.84 * len(names)), layout="constrained")
     axes = figure.subplots()
-    head(figure, "Images of each class that took the fewest and the most blocks", about)
+    title = "Images of each class that took the fewest and the most blocks"
+    if left_out:
+        title += f";\n{left_out} classes are left out, whose images differ less in them"
+    head(figure, title, about)
     placed = chosen.assign(at=range(len(chosen)))
     for (name, kind), rows in placed.groupby(["class", "kind"], sort=False):
         start, down = (0 if kind == "fewest" else most + 0.5), -names.index(str(name)) * 1.35
         for number, (at, row) in enumerate(zip(rows["at"], rows.itertuples(), strict=True)):
             left = start + number
-            axes.imshow(pictures[at], extent=(left, left + 0.94, down, down + 0.94), aspect="equal")
+            picture = pictures[at]
+            if picture is None:
+                axes.add_patch(Rectangle((left, down), 0.94, 0.94, facecolor=PALE))
+            else:
+                axes.imshow(picture, extent=(left, left + 0.94, down, down + 0.94), aspect="equal")
             said = f"{row.blocks}" if row.right else f"{row.blocks} ✗ {row.prediction}"
             axes.text(
                 left + 0.47,
@@ -118,12 +90,12 @@ def inference_graph(graph: pd.DataFrame, picture: Picture, answer: str, about: s
         answer: What the network said of it.
         about: Which network, said under the title.
     """
-    stages = graph.groupby(graph["block"].map(stage_of), sort=False)
+    names, blocks = graph["block"].tolist(), [*graph.itertuples()]
     lines: list[tuple[str, list[Any]]] = []
-    for name, blocks in stages:
-        rows = list(blocks.itertuples())
-        parts = [rows[at : at + ROW] for at in range(0, len(rows), ROW)]
-        lines += [(str(name) if part is parts[0] else "", part) for part in parts]
+    for row in stage_rows(names):
+        stage = stage_of(names[row[0]])
+        is_new = not row[0] or stage != stage_of(names[row[0] - 1])
+        lines.append((stage * is_new, [blocks[at] for at in row]))
     widest = max(len(part) for _, part in lines)
     figure = Figure(
         figsize=(2.4 + 0.55 * widest, max(2.4, 1.0 + 0.75 * len(lines))), layout="constrained"

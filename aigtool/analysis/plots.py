@@ -1,16 +1,16 @@
 """Figures of execution rates."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
-from scipy.cluster.hierarchy import cut_tree, dendrogram
 
-from aigtool.analysis.clustering import class_order, class_tree
-from aigtool.analysis.permutation import Floats
+from aigtool.analysis.clustering import class_tree, tree_branches, tree_links
+from aigtool.analysis.permutation import Integers
 from aigtool.analysis.rates import KINDS
 from aigtool.plotting import BLUE, GREEN, GREY, VERMILION, head, new_figure, styled
 
@@ -32,11 +32,12 @@ def class_heatmap(
             tree, with the number of its classes; by default each class has its row.
     """
     tree = class_tree(rates.to_numpy())
-    bands = _bands(rates, tree, most_rows)
+    branches = tree_branches(tree, most_rows or len(rates))
+    bands = _bands(rates, branches.values())
     rows, columns = bands.shape
     label = max(len(str(name)) for name in bands.index)
     width = min(max(6.0, 3.0 + 0.07 * label + 0.24 * columns), 24)
-    height = max(2.9, 2.1 + 0.2 * rows)
+    height = max(2.9, 2.1 + 0.19 * rows)
     figure = Figure(figsize=(width, height), layout="constrained")
     left, axes = figure.subplots(1, 2, width_ratios=[1, max(4, width - 2)])
     head(figure, "Execution rate of each gate, by class", about)
@@ -51,36 +52,23 @@ def class_heatmap(
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower right", ncols=2)
     if len(tree) and tree[-1, 2] > 0:  # else all classes are alike
-        dendrogram(
-            tree,
-            p=rows,
-            truncate_mode="lastp",
-            orientation="left",
-            no_labels=True,
-            color_threshold=0,
-            above_threshold_color=GREY,
-            ax=left,
+        left.add_collection(
+            LineCollection(tree_links(tree, [*branches]), colors=GREY, linewidths=1)
         )
-        left.invert_yaxis()
+        left.set(xlim=(1.02 * tree[-1, 2], 0), ylim=axes.get_ylim())
     return figure
 
 
-def _bands(rates: pd.DataFrame, tree: Floats, most_rows: int | None) -> pd.DataFrame:
-    """Return rows in the order of the tree's leaves, or the means of so many of its branches."""
-    order = class_order(tree)
-    ordered = rates.iloc[order]
-    if most_rows is None or len(rates) <= most_rows:
-        return ordered
-    branches = cut_tree(tree, n_clusters=most_rows)[order, 0]
-    parts = np.split(np.arange(len(rates)), np.flatnonzero(np.diff(branches)) + 1)
+def _bands(rates: pd.DataFrame, branches: Collection[Integers]) -> pd.DataFrame:
+    """Return the mean rates of branches of classes, by a name that says how many they are."""
     names = [
-        str(ordered.index[part[0]])
-        if len(part) == 1
-        else f"{ordered.index[part[0]]} … {ordered.index[part[-1]]} ({len(part)})"
-        for part in parts
+        f"{rates.index[part[0]]} … {rates.index[part[-1]]} ({len(part)})"
+        if len(part) > 1
+        else str(rates.index[part[0]])
+        for part in branches
     ]
-    means = [ordered.iloc[part].mean().to_numpy() for part in parts]
-    return pd.DataFrame(means, index=names, columns=ordered.columns)
+    means = [rates.iloc[part].mean().to_numpy() for part in branches]
+    return pd.DataFrame(means, index=names, columns=rates.columns)
 
 
 @styled

@@ -4,6 +4,7 @@ The examples' ``trace`` has four images and two gates.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -142,6 +143,28 @@ def stage_of(block: str) -> str:
         ('layer3', 'stages.1.blocks')
     """
     return block.rpartition(".")[0]
+
+
+def stage_rows(blocks: Sequence[str]) -> list[list[int]]:
+    """Return blocks in rows to be drawn, a stage a row, or several where one is long.
+
+    Args:
+        blocks: Their names, in order.
+
+    Returns:
+        The positions of each row's.
+
+    Example:
+        >>> stage_rows(["layer1.0", "layer1.1", "layer2.0"])
+        [[0, 1], [2]]
+    """
+    stages = groupby(range(len(blocks)), key=lambda at: stage_of(blocks[at]))
+    lines = [[*places] for _, places in stages]
+    return [line[at : at + _ROW] for line in lines for at in range(0, len(line), _ROW)]
+
+
+_ROW = 18
+"""Blocks of a stage that are drawn side by side."""
 
 
 def class_names(trace: ExecutionTrace, labels: Sequence[int]) -> list[str]:

@@ -110,6 +110,13 @@ def analyze(
         raise UserError(
             f"--image {image} with {given}: expected one model file and the image alone"
         )
+    apart = {"--policy": policy, "--groups": groups, "--clusters": clusters}
+    apart |= {"--split": split, "--limit": limit}
+    if image is not None and (unused := [name for name, value in apart.items() if value]):
+        raise UserError(
+            f"{unused[0]} with --image {image}, where one image is decided as the model file says: "
+            "leave it out"
+        )
     models = [path for path in subjects if path.suffix != TRACE]
     if data is None and image is None and models:
         raise UserError(
@@ -130,6 +137,9 @@ def analyze(
         force=force or image is not None,
         folder=True,
     )
+    if image is not None:
+        for kind in ("csv", *kinds):
+            check_output(folder / f"{image.stem}-blocks.{kind}", force=force)
     with status("loading the libraries"):
         from aigtool.cli.analyze_steps import Asked, analyze_one, compare, draw_image
         from aigtool.device import find_device

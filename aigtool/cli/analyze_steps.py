@@ -8,14 +8,17 @@ from typing import Any
 import pandas as pd
 import torch
 
+from aigtool.analysis.comparison import check_same_gates
 from aigtool.analysis.figures import write_analysis, write_comparison, write_figure
-from aigtool.analysis.findings import tell_errors, tell_groups
+from aigtool.analysis.findings import ASKED, tell_errors, tell_groups
 from aigtool.analysis.groups import read_groups
-from aigtool.analysis.image_plots import inference_graph, thumbnail
+from aigtool.analysis.image_plots import inference_graph
 from aigtool.analysis.one_image import block_table
+from aigtool.analysis.pictures import thumbnail
 from aigtool.analysis.rates import gate_rates
 from aigtool.cli.analyze import TRACE
 from aigtool.cli.console import (
+    note,
     percent,
     print_facts,
     print_json,
@@ -26,6 +29,7 @@ from aigtool.cli.console import (
 )
 from aigtool.cli.opening import collect, open_for, ready_to_serve
 from aigtool.cli.reporting import gate_counts, named, paired
+from aigtool.conversion import named_gates
 from aigtool.data.images import DataSource, ImageSet, default_split, open_images, read_image
 from aigtool.data.loading import eval_transform
 from aigtool.errors import UserError
@@ -92,7 +96,11 @@ def analyze_one(
     if subject.suffix == TRACE:
         trace = load_trace(subject)
         named_groups = None if groups is None else read_groups(groups, trace.classes)
-        images = asked.shown(trace)
+        try:
+            images = asked.shown(trace)
+        except UserError as error:  # of a trace they are only to be looked at
+            warn(str(error))
+            images = None
     else:
         model = _open_gated(subject)
         images = asked.images(model)
@@ -144,6 +152,7 @@ def compare(
         name: load_trace(path) if path.suffix == TRACE else load_model(path)
         for name, path in named(subjects).items()
     }
+    check_same_gates({name: _gates(subject) for name, subject in loaded.items()})
     images = {name: asked.images(m) for name, m in loaded.items() if isinstance(m, Model)}
     traces = {
         name: asked.trace(subject, images[name]) if isinstance(subject, Model) else subject
@@ -174,6 +183,13 @@ def compare(
         ],
     )
     return written
+
+
+def _gates(subject: Model | ExecutionTrace) -> Sequence[str]:
+    """Return the names of gates that a network has."""
+    if isinstance(subject, ExecutionTrace):
+        return subject.gates
+    return [name for name, _ in named_gates(subject.network)]
 
 
 def draw_image(
@@ -225,14 +241,14 @@ def _metrics(model: Path) -> pd.DataFrame | None:
 
 def _tell(found: dict[str, Any]) -> None:
     """Say whether groups of classes part, and whether wrong answers cost more."""
-    facts = [
-        (name.replace("_", " "), _groups(found[name]))
-        for name in ("found_groups", "given_groups")
-        if name in found
-    ]
+    tested = [name for name in ASKED if name in found]
+    facts = [(name.replace("_", " "), _groups(found[name])) for name in tested]
     if told := tell_errors(found["errors"]):
         facts.append(("wrong answers", told))
     print_facts("", facts)
+    for name in tested:
+        if "p" in found[name]:
+            note(f"{name.replace('_', ' ')}: {ASKED[name]}")
 
 
 def _groups(tested: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -197,8 +198,12 @@ def _target(given: str | None, classes: Sequence[str] | None) -> int | str | Non
         return classes.index(given)
     if classes is None and given.isdecimal():
         return int(given)
-    known = "a number" if classes is None else ", ".join(classes[:5]) + ", ..." * (len(classes) > 5)
-    raise UserError(f"target {given!r}: expected {LEAST_LIKELY} or a class: {known}")
+    if classes is None:
+        raise UserError(f"target {given!r}: expected {LEAST_LIKELY} or the number of a class")
+    near = get_close_matches(given, [LEAST_LIKELY, *classes], n=3)
+    known = ", ".join(classes[:5]) + ", ..." * (len(classes) > 5)
+    hint = f"near are {', '.join(near)}" if near else f"classes are {known}"
+    raise UserError(f"target {given!r}: expected {LEAST_LIKELY} or a class; {hint}")
 
 
 def labelled(groups: str | None, classes: Sequence[str] | None) -> dict[str, list[int]]:
@@ -213,7 +218,8 @@ def labelled(groups: str | None, classes: Sequence[str] | None) -> dict[str, lis
 
 def show(report: AttackReport) -> None:
     """Print what came of it."""
-    print_facts("", [("data", report.data)])
+    bits = ", attacked ones rounded to 8 bits" * report.record["eight_bit"]
+    print_facts("", [("data", report.data + bits), ("seed", str(report.record["seed"]))])
     rows = records(report.rows)
     ways = ("attack", "norm", "steps", "defense", "quality", "attacker")
     for way in dict.fromkeys(tuple(row[key] for key in ways) for row in rows):

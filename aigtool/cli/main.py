@@ -95,9 +95,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise stopped.__context__ from None
         raise
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; files that were written whole are kept", 130)
+        return _fail("interrupted; no file is left half-written", 130)
     if code == 130:
-        return _fail("interrupted; files that were written whole are kept", 130)
+        return _fail("interrupted; no file is left half-written", 130)
     return code if isinstance(code, int) else 0
 
 

@@ -173,6 +173,7 @@ def sweep(
         )
         for name, network in networks.items()
     }
+    traces = dict(sorted(traces.items()))
     runs = point_rows(traces, others, kind, trained)
     targets = target_rows(traces, others[kind])
     about = f"{judged.name} {judged.split}".strip() + f", {len(judged)} images"

@@ -68,8 +68,9 @@ class SkippingBlock(GatedBlock):
         if all(executed) and len(executed) <= NEIGHBOURS:
             # What was computed last is in the cache: it is written over, and the input let go.
             residual: Tensor = self.parts.residual(self, *for_residual)
-            residual += joined
-            return self._finished(residual)
+            if self.parts.rectified:
+                return _add_rectified(residual, joined)
+            return self._finished(residual.add_(joined))
         settled = self.settles(joined, x)
         if not self.overwrites and _share_memory(joined, x):
             joined = joined.clone()
@@ -77,9 +78,11 @@ class SkippingBlock(GatedBlock):
         for images in groups(executed, size, positions, x.device):
             rows = _picked(joined, images)
             inputs = (rows if value is joined else _picked(value, images) for value in for_residual)
-            rows += self.parts.residual(self, *inputs)
+            added = self.parts.residual(self, *inputs)
             if settled and self.parts.rectified:
-                rows.relu_()
+                _add_rectified(rows, added)
+            else:
+                rows.add_(added)
             if not isinstance(images, slice):
                 put_images(joined, images, rows)
         return joined if settled else self._finished(joined)
@@ -134,6 +137,13 @@ def _runs(executed: Sequence[bool], most: int) -> Iterator[slice]:
 
 def _picked(value: Tensor, images: slice | Tensor) -> Tensor:
     return value[images] if isinstance(images, slice) else take_images(value, images)
+
+
+def _add_rectified(x: Tensor, added: Tensor) -> Tensor:
+    """Add in place and set what is negative to zero; on a CPU in one pass over memory."""
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        return torch._add_relu_(x, added)
+    return x.add_(added).relu_()
 
 
 def _share_memory(x: Tensor, y: Tensor) -> bool:

@@ -10,7 +10,7 @@ from aigtool.plotting import BLUE, GREEN, GREY, ORANGE
 from aigtool.report.charts import Chart, Series
 from aigtool.report.gates import GateTables
 from aigtool.report.sources import Run, Sweep
-from aigtool.report.words import counted, number, percent, share
+from aigtool.report.words import counted, measured, number, percent, share
 
 KINDS = {"always on": BLUE, "adaptive": GREEN, "always off": GREY}
 """Colours of kinds of gates."""
@@ -112,8 +112,8 @@ def cost_charts(tables: GateTables) -> list[Chart]:
         [*range(1, len(confidence) + 1)],
         confidence["blocks"].tolist(),
         [
-            f"confidence {row['low']:.3f} to {row['high']:.3f}: {row['blocks']:.2f} ± "
-            f"{row['blocks_stderr']:.2f} blocks, {row['images']:,} images, "
+            f"confidence {row['low']:.3f} to {row['high']:.3f}: "
+            f"{measured(row['blocks'], row['blocks_stderr'])} blocks, {row['images']:,} images, "
             f"{percent(row['top1'])} right"
             for row in records(confidence)
         ],

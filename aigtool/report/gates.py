@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from aigtool.analysis.costs import cost_by_confidence
@@ -129,6 +130,8 @@ def _check_agreement(
     names = [gate["name"] for gate in found["gates"]]
     if not names or gates["gate"].tolist() != names:
         raise ValueError(f"{_FILES['gates'][0]} has other gates than analysis.json")
+    if not np.allclose(gates["rate"], [gate["rate"] for gate in found["gates"]]):
+        raise ValueError(f"{_FILES['gates'][0]} has other rates than analysis.json")
     if classes["gate"].tolist() != names * (len(classes) // len(names)):
         raise ValueError(f"{_FILES['classes'][0]} has other gates than analysis.json")
     images = {"classes": classes["images"][:: len(names)], "blocks": others["blocks"]["images"]}
@@ -144,6 +147,8 @@ def _read(file: Path, texts: str, flags: str, counts: str, numbers: str) -> pd.D
     read = {**dict.fromkeys(texts.split(), str), **dict.fromkeys(flags.split(), bool)}
     kept = {**dict.fromkeys(counts.split(), int), **dict.fromkeys(numbers.split(), float)}
     try:
-        return pd.read_csv(file, dtype=read, keep_default_na=False).astype({**read, **kept})
+        empty = dict.fromkeys(numbers.split(), "")  # of a single image there is no error
+        rows = pd.read_csv(file, dtype=read, keep_default_na=False, na_values=empty)
+        return rows.astype({**read, **kept})
     except (ValueError, KeyError) as error:
         raise ValueError(f"{file.name}: {error}") from error

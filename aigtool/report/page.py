@@ -16,7 +16,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from plotly.offline import get_plotlyjs
 
-from aigtool.analysis.findings import tell_errors, tell_groups
+from aigtool.analysis.findings import ASKED, tell_errors, tell_groups
 from aigtool.output import records, replacing
 from aigtool.report.curves import (
     bench_charts,
@@ -228,9 +228,11 @@ def _findings(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             groups = members.items() if isinstance(members, dict) else [("", m) for m in members]
             count = len([*chain.from_iterable(names for _, names in groups)])
             about = {"groups": [*groups], "is_short": count <= MOST_NAMES}
-            told.append({"title": title, "told": tell_groups(found[key]), **about})
+            said = tell_groups(found[key])
+            asked = ASKED[key] if "p" in found[key] else ""
+            told.append({"title": title, "told": said, "asked": asked, **about})
     errors = tell_errors(found["errors"]) or "no comparison: all answers are right, or all wrong"
-    return [*told, {"title": "Wrong answers", "told": errors, "groups": []}]
+    return [*told, {"title": "Wrong answers", "told": errors, "asked": "", "groups": []}]
 
 
 def _caution(runs: Mapping[str, Run]) -> str:

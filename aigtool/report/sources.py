@@ -11,14 +11,13 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from aigtool.analysis.comparison import DIFFERENCE, FIGURES
+from aigtool.analysis.training_plots import RATE
 from aigtool.errors import UserError
 from aigtool.report.gates import GateTables, read_tables
 from aigtool.trace import ExecutionTrace, load_trace
 from aigtool.training.config import read_settings
 
 TRACE = ".parquet"
-RATE = "rate."
-"""Begins the names of the columns of metrics that tell a gate's rate."""
 
 Read = TypeVar("Read")
 

@@ -28,6 +28,17 @@ def number(value: Any, form: str = ".4g", unit: str = "") -> str:
     return f"{value:{form}}{unit}" if is_known(value) else UNKNOWN
 
 
+def measured(value: Any, stderr: Any = None, form: str = ".2f", unit: str = "") -> str:
+    """Write a number, with its standard error where there is one.
+
+    Example:
+        >>> measured(16.125, 0.171), measured(16.125)
+        ('16.12 ± 0.17', '16.12')
+    """
+    error = f" ± {stderr:{form}}" if is_known(value) and is_known(stderr) else ""
+    return number(value, form, error + unit)
+
+
 def percent(value: Any, stderr: Any = None) -> str:
     """Write a percentage, with its standard error where there is one.
 
@@ -35,8 +46,7 @@ def percent(value: Any, stderr: Any = None) -> str:
         >>> percent(97.5, 0.82), percent(97.5)
         ('97.5 ± 0.8 %', '97.5 %')
     """
-    error = f" ± {stderr:.1f}" if is_known(value) and is_known(stderr) else ""
-    return f"{value:.1f}{error} %" if is_known(value) else UNKNOWN
+    return measured(value, stderr, ".1f", " %")
 
 
 def share(value: Any) -> str:

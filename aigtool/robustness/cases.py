@@ -39,7 +39,7 @@ class Judged:
         policy: Its gate policy; ``open`` stands for the network before gating.
     """
 
-    network: PixelNetwork
+    network: PixelNetwork = field(repr=False)
     flops: NetworkFlops
     policy: Policy
 
@@ -131,8 +131,8 @@ class Robustness:
 
     networks: Mapping[str, Judged]
     target: int | str | None = None
-    labels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    labels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
     clean: dict[tuple[str, str, int | None], list[npt.NDArray[np.bool_]]] = field(
-        default_factory=dict
+        default_factory=dict, repr=False
     )
-    tallies: dict[Case, Tally] = field(default_factory=dict)
+    tallies: dict[Case, Tally] = field(default_factory=dict, repr=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from aigtool.output import records, replacing, write_json
+from aigtool.output import records, remove_others, replacing, write_json
 from aigtool.robustness.plots import (
     examples_figure,
     execution_figure,
@@ -55,9 +55,7 @@ def write_attack(report: AttackReport, folder: str | Path) -> list[Path]:
         written.append(at / f"{name}.png")
         with replacing(written[-1]) as temporary:
             figure.savefig(temporary)
-    for name in _FILES:
-        if at / name not in written:
-            (at / name).unlink(missing_ok=True)
+    remove_others(at, _FILES, written)
     return written
 
 

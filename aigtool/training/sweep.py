@@ -27,7 +27,7 @@ GATED = "gated"
 """What the runs of a sweep train, but where they are a baseline."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Point:
     """One run of a sweep.
 

@@ -2,8 +2,15 @@
 
 import numpy as np
 import pytest
+from scipy.cluster.hierarchy import cut_tree, dendrogram, leaves_list
 
-from aigtool.analysis.clustering import cluster, find_groups
+from aigtool.analysis.clustering import (
+    class_tree,
+    cluster,
+    find_groups,
+    tree_branches,
+    tree_links,
+)
 from aigtool.errors import UserError
 from tests.analysis.made import often, planted, traced
 from tests.analysis.test_rates import make_trace
@@ -28,6 +35,38 @@ def test_found_groups_of_no_meaning_are_seldom_taken_for_some() -> None:
     for level in (0.05, 0.2):
         assert often(ps, level) <= level
     assert np.mean(np.array(ps) <= 0.2) > 0.1  # and not for want of any power
+
+
+def test_chance_has_no_more_groups_where_their_number_is_chosen() -> None:
+    ps = [
+        find_groups(traced(np.full((6, 4), 0.5), images=8, seed=seed), draws=19, seed=seed).test.p
+        for seed in range(100)
+    ]
+    assert often(ps, 0.2) <= 0.2
+    assert np.mean(np.array(ps) <= 0.2) > 0.05
+
+
+def test_a_trees_last_merges_join_its_branches() -> None:
+    """Against scipy's own way of cutting a tree, and its way to the root."""
+    rates = np.random.default_rng(0).random((12, 3))
+    tree = class_tree(rates)
+    for most in (1, 4, 12, 20):
+        branches = tree_branches(tree, most)
+        cut = cut_tree(tree, min(most, 12))[:, 0]
+        assert [len({*cut[part]}) for part in branches.values()] == [1] * min(most, 12)
+        assert np.concatenate([*branches.values()]).tolist() == leaves_list(tree).tolist()
+        links = tree_links(tree, [*branches])
+        assert [link[1][0] for link in links] == tree[12 - len(branches) :, 2].tolist()
+    drawn = dendrogram(tree, no_plot=True)
+    ours = {tuple(np.round([y for _, y in link], 6)) for link in tree_links(tree, [*branches])}
+    theirs = {tuple(np.round((np.array(rows) - 5) / 10, 6)) for rows in drawn["icoord"]}
+    assert {tuple(sorted(link)) for link in ours} == {tuple(sorted(link)) for link in theirs}
+
+
+def test_classes_that_are_alike_make_a_deep_tree() -> None:
+    tree = class_tree(np.repeat([[0.0], [1.0]], [1500, 1], axis=0))
+    branches = tree_branches(tree, 1501)
+    assert len(tree_links(tree, [*branches])) == 1500
 
 
 def test_groups_are_asked_for_by_number() -> None:

@@ -38,7 +38,13 @@ def test_others_are_compared_with_the_first(traces: dict[str, ExecutionTrace]) -
     assert rows.loc["turned", "difference"] == pytest.approx(-10)
     assert rows["gate_agreement"].isna().tolist() == [True, False, True]
     assert rows["adaptive_gates"].tolist() == [4, 4, 0]
-    assert compare_gates(traces).columns.tolist() == ["first", "turned"]
+    gates = compare_gates(traces)
+    assert gates["trace"].tolist() == ["first"] * 4 + ["turned"] * 4
+    assert gates["executed"].tolist()[::4] == [
+        int(trace.executed[:, 0].sum()) for trace in (traces["first"], traces["turned"])
+    ]
+    assert (gates["low"] < gates["rate"]).all()
+    assert (gates["rate"] < gates["high"]).all()
 
 
 def test_over_other_images_nothing_is_paired(traces: dict[str, ExecutionTrace]) -> None:
@@ -50,7 +56,7 @@ def test_over_other_images_nothing_is_paired(traces: dict[str, ExecutionTrace]) 
 
 def test_other_gates_are_told(traces: dict[str, ExecutionTrace]) -> None:
     other = traced(np.full((3, 5), 0.5), images=10, seed=0)
-    with pytest.raises(UserError, match=r"b has other gates than first \(5, 4\)"):
+    with pytest.raises(UserError, match=r"b has other gates than first \(5 and 4; .* in one"):
         compare_gates({"first": traces["first"], "b": other})
 
 

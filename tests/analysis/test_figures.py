@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,19 @@ from tests.analysis.test_rates import make_trace
 
 @pytest.mark.parametrize(
     ("classes", "gates", "rate"),
-    [(2, 8, 0.5), (10, 27, 0.5), (10, 54, 0.0), (10, 54, 1.0), (100, 150, 0.5), (150, 8, 0.5)],
+    [
+        *((2, 8, 0.5), (10, 27, 0.5), (10, 54, 0.0), (10, 54, 1.0), (100, 150, 0.5)),
+        *((1000, 54, 0.5), (1000, 8, 0.0005)),  # of the last, most classes are alike
+    ],
 )
 def test_every_figure_is_drawn_without_a_warning(
     classes: int, gates: int, rate: float, tmp_path: Path
 ) -> None:
     generator = np.random.default_rng(0)
-    executed = generator.random((200, gates)) < rate
-    labels = generator.integers(0, classes, 200)
-    trace = make_trace(executed, labels, generator.integers(0, 2, 200), classes)
+    count = max(200, classes)
+    executed = generator.random((count, gates)) < rate
+    labels = np.arange(count) % classes
+    trace = make_trace(executed, labels, generator.integers(0, 2, count), classes)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         paths, _ = write_analysis(trace, tmp_path)
@@ -40,7 +45,8 @@ def test_every_figure_is_drawn_without_a_warning(
         if path.suffix == ".png":
             with Image.open(path) as image:
                 assert min(image.size) > 400
-                assert image.convert("L").getextrema()[0] < 100
+                _, saturation, _ = image.convert("RGB").convert("HSV").split()
+                assert sum(saturation.histogram()[128:]) > 200  # data: all else is grey
 
 
 def test_of_many_classes_each_row_is_a_branch_of_their_tree() -> None:
@@ -55,6 +61,18 @@ def test_of_many_classes_each_row_is_a_branch_of_their_tree() -> None:
     shown = np.asarray(rows.images[0].get_array())[:, 0]
     assert {rate: int(name[-2]) for rate, name in zip(shown, names, strict=True)} == rates
     assert sum(len(links.get_paths()) for links in tree.collections) == 2
+
+
+def test_names_are_no_formulas(tmp_path: Path) -> None:
+    trace, images = many_images(3)
+    names = ("$10-$20", "$a_$", "_{$x$}^")
+    named = replace(trace, classes=names, source="a$b_$ val")
+    paths, _ = write_analysis(named, tmp_path, images=images, formats=["svg"])
+    assert "extreme_images.svg" in {path.name for path in paths}
+    figure = class_heatmap(class_rates(named), gate_rates(named), "a$b_$")
+    shown = figure.axes[1].get_yticklabels()
+    assert {label.get_text() for label in shown} == {*names}
+    assert not any(label.get_parse_math() for label in shown)
 
 
 def test_one_image(tmp_path: Path) -> None:

@@ -64,3 +64,14 @@ def test_groups_of_no_meaning_are_seldom_taken_for_some(level: float) -> None:
     groups = [0, 0, 0, 0, 1, 1, 1, 2]
     ps = [compare_groups(profile_distances(random.random((8, 5))), groups).p for _ in range(400)]
     assert often(ps, level) <= level
+
+
+def test_groups_of_no_meaning_are_seldom_taken_for_some_where_labelings_are_drawn() -> None:
+    random = np.random.default_rng(0)
+    groups = [0] * 8 + [1] * 8  # 12,870 labelings
+    ps = [
+        compare_groups(profile_distances(random.random((16, 5))), groups, draws=99, seed=seed).p
+        for seed in range(400)
+    ]
+    assert often(ps, 0.05) <= 0.05
+    assert often(ps, 0.2) <= 0.2

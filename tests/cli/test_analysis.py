@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from aigtool.cli.main import run
 from tests.cli.conftest import Command
 
 
@@ -47,12 +48,26 @@ def test_images_that_are_gone_cost_a_trace_its_contact_sheet_alone(
     assert (tmp_path / "there" / "extreme_images.png").is_file()
     (image_folder / "test" / "red" / "0.png").write_bytes(b"no image")
     broken = aigtool("analyze", trace, *data, "--out", tmp_path / "broken")
+    assert "1 of 12 pictures is gone: " in broken.err
     assert "0.png cannot be read" in broken.err
+    assert (tmp_path / "broken" / "extreme_images.png").is_file()
     shutil.rmtree(image_folder / "test" / "red")
     gone = aigtool("analyze", trace, *data, "--out", tmp_path / "gone", "--json")
     assert "has other images than the trace is of" in gone["contact_sheet"]
     assert not (tmp_path / "gone" / "extreme_images.png").exists()
     assert (tmp_path / "gone" / "costs.svg").is_file()
+    shutil.rmtree(image_folder)
+    nowhere = aigtool("analyze", trace, *data, "--out", tmp_path / "gone", "--force", "--json")
+    assert "no contact sheet of images: data " in nowhere["contact_sheet"]
+
+
+def test_a_trace_knows_where_its_images_are(aigtool: Command, trace: Path, tmp_path: Path) -> None:
+    out = tmp_path / "analysis"
+    aigtool("analyze", trace, "--format", "png,svg", "--out", out)
+    assert (out / "extreme_images.svg").is_file()
+    aigtool("analyze", trace, "--format", "png", "--out", out, "--force")
+    assert (out / "extreme_images.png").is_file()
+    assert [*out.glob("*.svg")] == []  # nothing is left of the run before
 
 
 def test_the_blocks_of_one_image_are_drawn(
@@ -65,7 +80,9 @@ def test_the_blocks_of_one_image_are_drawn(
     assert drawn["gflops"] == pytest.approx(0.0409, abs=2e-4)
     for kind in ("png", "svg", "csv"):
         assert (tmp_path / "one" / f"{image.stem}-blocks.{kind}").stat().st_size > 100
-    told = aigtool("analyze", model, "--image", image, "--out", tmp_path / "one")
+    command = ["analyze", str(model), "--image", str(image), "--out", str(tmp_path / "one")]
+    assert run(command) == 2
+    told = aigtool(*command, "--force")
     assert "blocks 9 of 9" in " ".join(told.out.split())
 
 

@@ -213,12 +213,13 @@ def test_a_sweep_compares_its_runs_and_goes_on_where_it_stopped(
 
     weights = out / "flops0.6-seed0" / "best.safetensors"
     before = weights.stat().st_mtime_ns
-    shown = aigtool(*command, "--target-flops", "0.4,0.6", "--seeds", "0", "--split", "test")
+    shown = aigtool(*command, "--target-flops", "0.6,0.4", "--seeds", "0", "--split", "test")
     assert weights.stat().st_mtime_ns == before
     assert (out / "flops0.4-seed0" / "best.safetensors").is_file()
     assert "flops 0.4" in shown.out
-    # What was done before stays in the table: two seeds of 0.6, one of 0.4, and two others.
+    # What was done before stays in the table, in order: one seed of 0.4, two of 0.6; two others.
     assert len(pd.read_csv(out / "runs.csv")) == 5
+    assert pd.read_csv(out / "targets.csv")["target"].tolist() == [0.4, 0.6]
     assert pd.read_csv(out / "targets.csv")["runs"].tolist() == [1, 2]
     assert "images test, 12 images" in " ".join(shown.out.split())
 

@@ -340,6 +340,10 @@ CASES = {
     "report of another kind": (["report", "nothing", "--out", "a.pdf"], "ends in .html"),
     "analyze without data": (["analyze", "m.safetensors"], "give --data"),
     "analyze image and data": ([*ANALYZE, "--image", "one/only/a.png"], "and the image alone"),
+    "analyze image and policy": (
+        ["analyze", "m.safetensors", "--image", "one/only/a.png", "--policy", "open"],
+        "--policy with --image one/only/a.png",
+    ),
     "analyze image and trace": (
         ["analyze", "t.parquet", "--image", "one/only/a.png"],
         "with a trace: expected one model file",
@@ -407,7 +411,11 @@ CASES = {
     "no steps": ([*ATTACK, "--steps", "0"], "--steps"),
     "no norm": ([*ATTACK, "--norm", "l1"], "--norm"),
     "noise at a target": ([*ATTACK, "--attack", "noise", "--target", "red"], "--target with noise"),
-    "no target": ([*ATTACK, "--target", "puce"], "target 'puce': expected least-likely or a class"),
+    "no target": (
+        [*ATTACK, "--target", "puce"],
+        "target 'puce': expected least-likely or a class; classes are ",
+    ),
+    "nearly a target": ([*ATTACK, "--target", "rde"], "or a class; near are red"),
     "no gate gradient": ([*ATTACK, "--gate-gradient", "none"], "gate-gradient 'none'"),
     "no attacker": ([*ATTACK, "--attacker", "clever"], "attacker 'clever'"),
     "to know of nothing": (

@@ -60,6 +60,7 @@ def test_it_opens_from_disk_and_asks_nobody(
     assert (paper < ink) == (scheme == "dark")
     charts = browser.run("return document.querySelectorAll('.plot .main-svg').length")
     assert charts >= len(browser.texts(".plot")) == 17
+    assert whole.stat().st_size < 6e6
 
 
 def test_names_are_text_wherever_they_stand(browser: Browser, whole: Path) -> None:
@@ -117,6 +118,31 @@ def test_rows_are_filtered(browser: Browser, ten: Path) -> None:
     assert browser.texts(NAMES) == []
     browser.find("input").send_keys("\ue003" * 8)  # backspace
     assert len(browser.texts(NAMES)) == 10
+
+
+def test_the_table_is_reached_by_tab_after_its_rows_changed(browser: Browser, ten: Path) -> None:
+    browser.open(ten)
+    browser.run("arguments[0].querySelector('th').focus()", browser.find(HEATMAP))
+    _press(browser, "\ue015")  # down into the rows, of which one is reached by Tab now
+    field = browser.find("input")
+    field.send_keys("class 3")
+    reached = browser.texts(f"{HEATMAP} [tabindex='0']")
+    assert reached == ["class"]
+
+
+def test_the_cell_with_the_focus_is_never_behind_the_headings(
+    browser: Browser, tmp_path: Path
+) -> None:
+    browser.open(write_page(_of(60, 54, 3), tmp_path / "page.html"), width=390)
+    browser.run("arguments[0].querySelector('th').focus()", browser.find(HEATMAP))
+    _press(browser, *["\ue015"] * 50, *["\ue014"] * 30, *["\ue013"] * 40, *["\ue012"] * 24)
+    hidden = browser.run(
+        "const at = document.activeElement.getBoundingClientRect();"
+        "const head = arguments[0].tHead.rows[0].cells[0].getBoundingClientRect();"
+        "return [at.top >= head.bottom - 1, at.left >= head.right - 1]",
+        browser.find(HEATMAP),
+    )
+    assert hidden == [True, True]
 
 
 def test_a_cell_tells_class_gate_rate_and_count(browser: Browser, ten: Path) -> None:

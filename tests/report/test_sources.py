@@ -1,9 +1,11 @@
+import io
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from aigtool.analysis.figures import write_analysis
@@ -18,6 +20,12 @@ from tests.report.made import (
     write_run,
     write_sweep,
 )
+
+
+def _other_rate(text: str) -> str:
+    rows = pd.read_csv(io.StringIO(text))
+    return str(rows.assign(rate=rows["rate"] / 2).to_csv(index=False))
+
 
 TABLES = (
     *("class_rates.csv", "gate_rates.csv", "blocks_executed.csv"),
@@ -137,6 +145,7 @@ def test_one_broken_thing_among_good_ones_is_told(tmp_path: Path) -> None:
     [
         *((name, lambda text: text.splitlines()[0] + "\n", name) for name in TABLES),
         ("gate_rates.csv", lambda text: _lines(text, 1 + 4 // 2), "other gates than analysis.json"),
+        ("gate_rates.csv", _other_rate, "other rates than analysis.json"),
         ("class_rates.csv", lambda text: _lines(text, 1 + 2 * 4), "other images than"),
         ("class_rates.csv", lambda text: _lines(text, 1 + 2 * 4 + 1), "other gates than"),
         ("blocks_executed.csv", lambda text: _lines(text, 3), "other images than"),

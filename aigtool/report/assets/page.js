@@ -96,6 +96,8 @@ class Heatmap {
       const [down, along] = STEPS[event.key] ?? [0, 0];
       if (down || along) {
         const row = this.table.rows[cell.parentNode.rowIndex + down];
+        const { offsetHeight, offsetWidth } = this.table.tHead.rows[0].cells[0]; // what stays in sight
+        this.table.parentNode.style.scrollPadding = `${offsetHeight}px 0 0 ${offsetWidth}px`;
         move(cell, row?.cells[cell.cellIndex + along], event);
       } else if (event.key === "Enter" || event.key === " ") {
         event.preventDefault();
@@ -171,6 +173,8 @@ class Heatmap {
     const span = last ? `${start + 1} to ${start + page.length} of ` : "";
     const found = rows.length < this.data.rows.length ? ` found of ${this.data.rows.length}` : "";
     const order = column < 0 ? "" : `, by ${this.heading(column)}, ${down ? "highest" : "lowest"} first`;
+    // Cells are new: one of the table is to be reached by Tab.
+    if (!this.table.querySelector('[tabindex="0"]')) this.table.querySelector("th").tabIndex = 0;
     this.said.textContent = `Rows: ${span}${rows.length}${found}${order}`;
   }
 
@@ -247,6 +251,6 @@ const drawRest = () => { if (drawNext()) setTimeout(drawRest); };
 addEventListener("load", () => setTimeout(drawRest));
 document.addEventListener("toggle", () => { if (document.readyState === "complete") drawRest(); }, true);
 addEventListener("beforeprint", () => {
-  for (const run of document.querySelectorAll(".run")) run.open = true;
+  for (const folded of document.querySelectorAll("details")) folded.open ||= !folded.closest(".chart");
   while (drawNext());
 });
