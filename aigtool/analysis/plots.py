@@ -41,7 +41,14 @@ def class_heatmap(
     figure = Figure(figsize=(width, height), layout="constrained")
     left, axes = figure.subplots(1, 2, width_ratios=[1, max(4, width - 2)])
     head(figure, "Execution rate of each gate, by class", about)
-    image = axes.imshow(bands.to_numpy(), aspect="auto", vmin=0, vmax=1, cmap="cividis")
+    image = axes.imshow(
+        bands.to_numpy(),
+        aspect="auto",
+        vmin=0,
+        vmax=1,
+        cmap="cividis",
+        interpolation="none",  # a vector file then holds a pixel a cell, and draws it sharp
+    )
     axes.grid(visible=False)
     axes.set_yticks(range(rows), [str(name) for name in bands.index])
     axes.yaxis.tick_right()
