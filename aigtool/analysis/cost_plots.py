@@ -81,7 +81,7 @@ def cost_figure(
         ms=4,
         elinewidth=0.8,
     )
-    starts = [f"{100 * low:.3g}" for low in confidence["low"]]
+    starts = [f"{np.floor(1e4 * low) / 100:g}" for low in confidence["low"]]
     over.set_xticks(confidence.index, starts, rotation=90)
     over.set(title="by confidence, ± standard error", xlabel="confidence from, %; equal shares")
     return figure

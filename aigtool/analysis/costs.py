@@ -75,6 +75,8 @@ def _percentiles(name: str) -> list[str]:
 def cost_by_confidence(trace: ExecutionTrace, bins: int = CONFIDENCE_BINS) -> pd.DataFrame:
     """Return what images cost from the least to the most confident answers, in equal shares.
 
+    Answers of one confidence stay together, however many they are: their order means nothing.
+
     Columns ``low`` and ``high`` (of confidence), ``images``, ``top1`` (percent), ``blocks`` and
     ``gflops`` (means) and their standard errors, which of a single image are not numbers. There are
     fewer bins than asked for where each would have less than two images.
@@ -87,8 +89,10 @@ def cost_by_confidence(trace: ExecutionTrace, bins: int = CONFIDENCE_BINS) -> pd
     """
     confidence = trace.images["confidence"].to_numpy()
     blocks = trace.executed.sum(axis=1)
-    count = max(1, min(bins, len(blocks) // 2))
-    parts = np.array_split(np.argsort(confidence, kind="stable"), count)
+    order = np.argsort(confidence, kind="stable")
+    ends = np.linspace(0, len(order), max(1, min(bins, len(order) // 2)) + 1)[1:-1].astype(int)
+    ends = np.searchsorted(confidence[order], confidence[order][ends])
+    parts = np.split(order, np.unique(ends[ends > 0]))
     return pd.DataFrame(
         [
             {

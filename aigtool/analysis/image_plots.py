@@ -14,6 +14,10 @@ from aigtool.plotting import BLUE, GREY, PALE, VERMILION, head, styled
 
 MOST_CLASSES = 20
 """Of more classes than these, those are drawn whose images differ most in blocks."""
+PITCH = 1.45
+"""From one row of pictures to the next, in widths of them."""
+NAME = 11
+"""Letters of a name that a picture is wide enough for."""
 
 
 def drawn_classes(chosen: pd.DataFrame) -> list[str]:
@@ -43,7 +47,7 @@ def contact_sheet(
     names = list(dict.fromkeys(chosen["class"]))
     most = int(chosen.groupby(["class", "kind"]).size().max())
     columns = 2 * most + 0.5
-    figure = Figure(figsize=(1.6 + 0.62 * columns, 1.3 + 0.84 * len(names)), layout="constrained")
+    figure = Figure(figsize=(1.6 + 0.62 * columns, 1.3 + 0.62 * PITCH * len(names)), layout="constrained")
     axes = figure.subplots()
     title = "Images of each class that took the fewest and the most blocks"
     if left_out:
@@ -51,7 +55,7 @@ def contact_sheet(
     head(figure, title, about)
     placed = chosen.assign(at=range(len(chosen)))
     for (name, kind), rows in placed.groupby(["class", "kind"], sort=False):
-        start, down = (0 if kind == "fewest" else most + 0.5), -names.index(str(name)) * 1.35
+        start, down = (0 if kind == "fewest" else most + 0.5), -names.index(str(name)) * PITCH
         for number, (at, row) in enumerate(zip(rows["at"], rows.itertuples(), strict=True)):
             left = start + number
             picture = pictures[at]
@@ -59,7 +63,7 @@ def contact_sheet(
                 axes.add_patch(Rectangle((left, down), 0.94, 0.94, facecolor=PALE))
             else:
                 axes.imshow(picture, extent=(left, left + 0.94, down, down + 0.94), aspect="equal")
-            said = f"{row.blocks}" if row.right else f"{row.blocks} ✗ {row.prediction}"
+            said = f"{row.blocks}" if row.right else f"{row.blocks} ✗\n{_short(row.prediction)}"
             axes.text(
                 left + 0.47,
                 down - 0.04,
@@ -71,13 +75,17 @@ def contact_sheet(
             )
     for kind, start in (("fewest", 0.0), ("most", most + 0.5)):
         axes.text(start, 1.05, f"{kind} blocks", fontsize=9)
-    axes.set(xlim=(0, columns), ylim=(-1.35 * (len(names) - 1) - 0.4, 1.3))
-    axes.set_yticks([0.47 - 1.35 * row for row in range(len(names))], names)
+    axes.set(xlim=(0, columns), ylim=(-PITCH * (len(names) - 1) - 0.45, 1.3))
+    axes.set_yticks([0.47 - PITCH * row for row in range(len(names))], names)
     axes.set_xticks([])
     axes.grid(visible=False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= NAME else f"{name[: NAME - 1]}…"
 
 
 @styled

@@ -99,6 +99,15 @@ def test_every_image_is_counted_once(trace: ExecutionTrace) -> None:
     assert (found["difference"] is None) == (trace.correct.all() or not trace.correct.any())
 
 
+def test_answers_of_one_confidence_are_not_parted() -> None:
+    trace = hard_class()
+    confidence = np.random.default_rng(0).permutation(np.linspace(0.5, 1.5, 2000).clip(max=1))
+    table = cost_by_confidence(replace(trace, images=trace.images.assign(confidence=confidence)))
+    assert table["images"].tolist() == [200] * 5 + [2000 - 1000]
+    assert (table["low"].iloc[-1], table["high"].iloc[-1]) == (1, 1)
+    assert table["high"].iloc[-2] < 1
+
+
 def test_costs_fall_with_confidence_where_they_do() -> None:
     trace = hard_class()
     confidence = 1 - trace.executed.mean(1) / 2
