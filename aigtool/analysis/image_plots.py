@@ -47,7 +47,8 @@ def contact_sheet(
     names = list(dict.fromkeys(chosen["class"]))
     most = int(chosen.groupby(["class", "kind"]).size().max())
     columns = 2 * most + 0.5
-    figure = Figure(figsize=(1.6 + 0.62 * columns, 1.3 + 0.62 * PITCH * len(names)), layout="constrained")
+    size = 1.6 + 0.62 * columns, 1.3 + 0.62 * PITCH * len(names)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     title = "Images of each class that took the fewest and the most blocks"
     if left_out:
@@ -63,7 +64,9 @@ def contact_sheet(
                 axes.add_patch(Rectangle((left, down), 0.94, 0.94, facecolor=PALE))
             else:
                 axes.imshow(picture, extent=(left, left + 0.94, down, down + 0.94), aspect="equal")
-            said = f"{row.blocks}" if row.right else f"{row.blocks} ✗\n{_short(row.prediction)}"
+            said = (
+                f"{row.blocks}" if row.right else f"{row.blocks} ✗\n{_short(str(row.prediction))}"
+            )
             axes.text(
                 left + 0.47,
                 down - 0.04,

@@ -103,12 +103,13 @@ def pgd(
     sign = -1.0 if is_targeted else 1.0
 
     def ascend(start: Tensor) -> Tensor:
-        for _ in range(steps):
-            # A step's loss is held until the next is there: were all of its graph let go, the C
-            # library would give the memory back and fetch it again, page by page, each step.
-            gradient, _loss = _differentiated(network, start, labels)
-            moved = start + sign * length * ball.steepest(gradient)
-            start = ball.nearest(pixels, moved, epsilon).clamp(0, 1)
+        with frozen_weights(network):
+            for _ in range(steps):
+                # A step's loss is held until the next is there: were all of its graph let go, the C
+                # library would give the memory back and fetch it again, page by page, each step.
+                gradient, _loss = _differentiated(network, start, labels)
+                moved = start + sign * length * ball.steepest(gradient)
+                start = ball.nearest(pixels, moved, epsilon).clamp(0, 1)
         return start
 
     if not restarts:
@@ -209,13 +210,14 @@ def loss_gradient(network: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
     Raises:
         UserError: A label is none of the network's outputs.
     """
-    return _differentiated(network, pixels, labels)[0]
+    with frozen_weights(network):
+        return _differentiated(network, pixels, labels)[0]
 
 
 def _differentiated(network: nn.Module, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradient, and the loss with what is left of its graph."""
     pixels = pixels.detach().clone().requires_grad_()
-    with torch.enable_grad(), frozen_weights(network):
+    with torch.enable_grad():
         logits = network(pixels)
         check_labels(labels, logits.shape[1])
         loss = F.cross_entropy(logits.to(pixels.dtype), labels, reduction="sum")

@@ -112,19 +112,20 @@ def compute_attack(
         if known is not None:
             choose(known, *look(known)[:2])
     at = pixels
-    for step in range(steps + 1):
-        at = at.detach().requires_grad_(step < steps)
-        with torch.enable_grad(), frozen_weights(network):
-            logits, executed, margins = look(at)
-            wanted = (weights * (sign * margins / _TEMPERATURE).sigmoid()).sum(1)
-            ahead = _ahead(logits, answers)
-            loss = (wanted - _KEEP * F.relu(_MARGIN - ahead)).sum()
-        with torch.no_grad():
-            choose(at, logits, executed)
-            if step < steps:
-                (gradient,) = torch.autograd.grad(loss, at)
-                moved = at + length * ball.steepest(gradient)
-                at = ball.nearest(pixels, moved, epsilon).clamp(0, 1)
+    with frozen_weights(network):
+        for step in range(steps + 1):
+            at = at.detach().requires_grad_(step < steps)
+            with torch.enable_grad():
+                logits, executed, margins = look(at)
+                wanted = (weights * (sign * margins / _TEMPERATURE).sigmoid()).sum(1)
+                ahead = _ahead(logits, answers)
+                loss = (wanted - _KEEP * F.relu(_MARGIN - ahead)).sum()
+            with torch.no_grad():
+                choose(at, logits, executed)
+                if step < steps:
+                    (gradient,) = torch.autograd.grad(loss, at)
+                    moved = at + length * ball.steepest(gradient)
+                    at = ball.nearest(pixels, moved, epsilon).clamp(0, 1)
     return best.detach()
 
 
