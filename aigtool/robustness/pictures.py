@@ -12,6 +12,9 @@ from aigtool.output import replacing
 from aigtool.robustness.cases import Attacked, Case, Judged
 from aigtool.robustness.defenses import as_images
 
+CLEAN = "clean"
+"""The folder of images before an attack."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -78,7 +81,8 @@ class Examples:
 class ImageWriter:
     """Writes attacked images as PNG, in a folder a class: a ``watch`` of ``attack_networks``.
 
-    A case's folder is a data set of its own, which ``aigtool evaluate --data`` takes.
+    A case's folder is a data set of its own, which ``aigtool evaluate --data`` takes; so is
+    ``clean``, with the images before, by the same names: traces of them can be compared.
 
     Args:
         folder: Where to.
@@ -94,14 +98,18 @@ class ImageWriter:
 
     def __call__(self, batch: Attacked) -> None:
         """Write a batch."""
-        root = self.folder.joinpath(*case_folder(batch.case))
-        images = zip(as_images(batch.moved), batch.labels.tolist(), strict=True)
+        self._write(batch, batch.moved, self.folder.joinpath(*case_folder(batch.case)))
+        self._write(batch, batch.pixels, self.folder / CLEAN)
+
+    def _write(self, batch: Attacked, pixels: Tensor, root: Path) -> None:
+        images = zip(as_images(pixels), batch.labels.tolist(), strict=True)
         for position, (image, label) in enumerate(images, batch.first):
             kind = str(label) if self.classes is None else self.classes[label]
             path = root / kind / f"{position:06d}-{Path(self.names(position)).stem}.png"
-            with replacing(path) as temporary:
-                image.save(temporary)
-            self.written.add(path)
+            if path not in self.written:
+                with replacing(path) as temporary:
+                    image.save(temporary)
+                self.written.add(path)
 
     def remove_others(self) -> None:
         """Delete the images that an earlier run left in the folder."""

@@ -62,8 +62,8 @@ def test_what_an_earlier_run_left_is_deleted(
     tables = {"attack.csv", "gates.csv", "attack.json"}
     assert names == tables | {"attack.png", "execution.png", "examples.png", "images"}
     saved = [*(tmp_path / "out" / "images").rglob("*.png")]
-    assert len(saved) == 2 * 3
-    assert {path.parent.parent.name for path in saved} == {"4of255"}
+    assert len(saved) == 2 * 3 + 3
+    assert {path.parent.parent.name for path in saved} == {"4of255", "clean"}
     aigtool(*command, *few, "--workers", "0", "--force", "--subset", "1")
     assert not [*(tmp_path / "out" / "images").rglob("*.png")]
 
@@ -106,7 +106,7 @@ def test_a_network_without_gates(
 def test_saved_images_are_what_was_judged(
     aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    """Their folder is a data set: evaluated, as many of it are right."""
+    """Their folder is a data set: evaluated, as many are right; beside the clean, they pair."""
     options = ["--attack", "fgsm,pgd", "--jpeg", "none", "--compute", "none", "--save-images"]
     out = tmp_path / "out"
     told = aigtool(
@@ -119,6 +119,14 @@ def test_saved_images_are_what_was_judged(
             again = aigtool("evaluate", model, "--data", folder, "--workers", "0", "--json")
             assert (again["correct"], again["images"]) == (row["correct"], 12)
     assert (out / "images" / "open" / "fgsm" / "8of255" / "red").is_dir()
+    traces = {"clean": out / "images" / "clean", "attacked": folder}
+    for name, images in traces.items():
+        trace = ["--out", tmp_path / f"{name}.parquet"]
+        aigtool("evaluate", model, "--data", images, "--workers", "0", "--quiet", *trace)
+    paths = [tmp_path / f"{name}.parquet" for name in traces]
+    beside = aigtool("analyze", *paths, "--out", tmp_path / "beside", "--format", "png", "--json")
+    assert beside["rows"][1]["difference"] is not None
+    assert beside["rows"][1]["gate_agreement"] is not None
 
 
 @pytest.mark.parametrize("target", ["red", "least-likely"])
