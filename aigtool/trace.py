@@ -220,7 +220,10 @@ def load_trace(path: str | Path) -> ExecutionTrace:
         raise UserError(f"trace {path}: no such file; `aigtool evaluate --out FILE` writes one")
     try:
         with pq.ParquetFile(path) as file:
-            about = json.loads((file.metadata.metadata or {})[_KEY])
+            told = (file.metadata.metadata or {}).get(_KEY)
+            if told is None:
+                raise ValueError("it does not say of which network")
+            about = json.loads(told)
             blocks = tuple(BlockFlops(**block) for block in about["flops"].pop("blocks"))
             flops = NetworkFlops(**about.pop("flops"), blocks=blocks)
             names = [block.name for block in flops.gated_blocks]

@@ -117,9 +117,9 @@ def check_same_gates(gates: Mapping[str, Sequence[str]]) -> None:
         aigtool.errors.UserError: b has other gates than a (1 and 2; last in one alone): expected \
 networks, or traces of them, with gates at the same blocks
     """
-    gated = {name: [*listed] for name, listed in gates.items() if len(listed)}
-    (name, first), *others = gated.items() or [("", [])]
-    for other, listed in others:
+    gated = [(name, [*listed]) for name, listed in gates.items() if listed]
+    for other, listed in gated[1:]:
+        name, first = gated[0]
         if listed != first:
             differing = next((n for n in (*first, *listed) if (n in first) != (n in listed)), "")
             which = f"; {differing} in one alone" if differing else ", in another order"

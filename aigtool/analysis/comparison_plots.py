@@ -36,7 +36,7 @@ def comparison_figure(rows: pd.DataFrame, gates: pd.DataFrame, about: str = "") 
             row["gflops_executed"],
             row["top1"],
             yerr=row["top1_stderr"],
-            label=name,
+            label=name if rows["images"].nunique() == 1 else f"{name}, {row['images']} images",
             elinewidth=0.8,
             ms=6,
             **style,

@@ -81,9 +81,12 @@ def cost_figure(
         ms=4,
         elinewidth=0.8,
     )
-    starts = [f"{np.floor(1e4 * low) / 100:g}" for low in confidence["low"]]
+    starts = [
+        f"{np.floor(1e4 * low) / 100:g} ({images})"
+        for low, images in zip(confidence["low"], confidence["images"], strict=True)
+    ]
     over.set_xticks(confidence.index, starts, rotation=90)
-    over.set(title="by confidence, ± standard error", xlabel="confidence from, %; equal shares")
+    over.set(title="by confidence, ± standard error", xlabel="confidence from, % (images)")
     return figure
 
 

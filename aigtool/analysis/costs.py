@@ -73,9 +73,10 @@ def _percentiles(name: str) -> list[str]:
 
 
 def cost_by_confidence(trace: ExecutionTrace, bins: int = CONFIDENCE_BINS) -> pd.DataFrame:
-    """Return what images cost from the least to the most confident answers, in equal shares.
+    """Return what images cost from the least to the most confident answers, in bins of images.
 
-    Answers of one confidence stay together, however many they are: their order means nothing.
+    Bins have as many images as each other, but that answers of one confidence stay together: their
+    order means nothing.
 
     Columns ``low`` and ``high`` (of confidence), ``images``, ``top1`` (percent), ``blocks`` and
     ``gflops`` (means) and their standard errors, which of a single image are not numbers. There are

@@ -72,11 +72,11 @@ def write_analysis(
     if not trace.gates:
         raise UserError("the network has no gates to analyse: convert it first")
     folder = Path(folder)
-    (folder / "analysis.json").unlink(missing_ok=True)  # it is written last, and tells the whole
     by_class, by_gate = class_rates(trace), gate_rates(trace)
     blocks, costs, confidence = blocks_executed(trace), cost_table(trace), cost_by_confidence(trace)
     about = f"{trace.source}, {len(trace.images)} images, policy {trace.policy}"
     found = findings(trace, groups, clusters=clusters, seed=seed)
+    (folder / "analysis.json").unlink(missing_ok=True)  # it is written last, and tells the whole
 
     def heatmap(kind: str) -> Figure:
         most = MOST_ROWS if kind == "png" else None

@@ -112,9 +112,10 @@ smallest that they can give)'
 
 
 ASKED = {
-    "found_groups": "Its p says whether classes differ, not whether they form groups: class labels "
-    "permuted among images are clustered and tested alike.",
-    "given_groups": "Its p says whether other groups of these classes would part as far.",
+    "found_groups": "They are of one half of each class's images, tested on the other, so they may "
+    "differ from the tree beside the heatmap. Their p says whether classes differ, not whether "
+    "they form groups: class labels permuted among images are clustered and tested alike.",
+    "given_groups": "Their p says whether other groups of these classes would part as far.",
 }
 """What the tests of groups ask, by their key in ``analysis.json``."""
 

@@ -72,10 +72,11 @@ def _read(file: Path) -> dict[str, list[str]]:
         found = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"groups {file} is not YAML: {example}") from error
-    if not isinstance(found, dict) or not all(
-        isinstance(members, list) and members for members in found.values()
-    ):
+    if not isinstance(found, dict):
         raise UserError(f"groups {file}: {example}")
+    for name, members in found.items():
+        if not isinstance(members, list) or not members:
+            raise UserError(f"groups {file}: {name} is {members!r}, no list of classes; {example}")
     return {str(name): [str(member) for member in members] for name, members in found.items()}
 
 

@@ -123,9 +123,12 @@ def analyze(
             f"{models[0]} with no images: give --data, or a trace (.parquet) that evaluate wrote"
         )
     if others and (groups or clusters):
-        raise UserError("--groups and --clusters with several: expected one model file or trace")
-    if len({*subjects}) < len(subjects):
-        raise UserError("several, one of them twice: expected different model files and traces")
+        option = "--groups" if groups else "--clusters"
+        raise UserError(
+            f"{option} with several: expected one model file or trace; analyze each by itself"
+        )
+    if twice := [path for path in subjects if subjects.count(path) > 1]:
+        raise UserError(f"{twice[0]} twice: expected different model files and traces")
     if not models and (policy or (data is None and (limit or split))):
         raise UserError(
             "--policy, --limit and --split with a trace, which has its images and decisions: leave "

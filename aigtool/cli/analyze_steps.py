@@ -152,7 +152,7 @@ def compare(
         name: load_trace(path) if path.suffix == TRACE else load_model(path)
         for name, path in named(subjects).items()
     }
-    check_same_gates({name: _gates(subject) for name, subject in loaded.items()})
+    check_same_gates({name: sorted(_gates(subject)) for name, subject in loaded.items()})
     images = {name: asked.images(m) for name, m in loaded.items() if isinstance(m, Model)}
     traces = {
         name: asked.trace(subject, images[name]) if isinstance(subject, Model) else subject
@@ -162,6 +162,12 @@ def compare(
     if json:
         print_json({"rows": records(rows), "out": [str(path) for path in written]})
         return written
+    first, *others = records(rows)
+    if unpaired := [row["trace"] for row in others if row["difference"] is None]:
+        note(
+            f"{', '.join(unpaired)}: not of the same images as {first['trace']}, by file and "
+            "label, in order; so nothing is paired"
+        )
     print_table(
         "compared with the first: points paired by image, share of decisions alike",
         [
@@ -255,5 +261,7 @@ def _groups(tested: dict[str, Any]) -> str:
     if "reason" in tested:
         return str(tested["reason"])
     members = tested["members"]
-    lists = members.values() if isinstance(members, dict) else members
-    return f"{' | '.join(', '.join(names) for names in lists)}: {tell_groups(tested)}"
+    lists = [", ".join(names) for names in members]
+    if isinstance(members, dict):
+        lists = [f"{name} ({', '.join(names)})" for name, names in members.items()]
+    return f"{' | '.join(lists)}: {tell_groups(tested)}"

@@ -234,7 +234,7 @@ def attack(
         from aigtool.data.images import DataSource
         from aigtool.device import find_device
         from aigtool.robustness.files import as_json, write_attack
-        from aigtool.robustness.pictures import ImageWriter
+        from aigtool.robustness.pictures import remove_images
         from aigtool.robustness.report import report_attack
 
         wanted = Wanted(norm, steps, step_size, restarts, target is not None)
@@ -269,7 +269,7 @@ def attack(
     )
     paths = write_attack(report, folder)
     if not save_images:
-        ImageWriter(folder / "images", None, str).remove_others()
+        remove_images(folder / "images")
     if json:
         print_json(as_json(report))
     else:

@@ -319,7 +319,7 @@ def read_image(path: str) -> Image.Image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
-            f"image {path} cannot be read ({error}): mend it or take it out of the folder"
+            f"image {path} cannot be read ({error}): mend it, or leave it out"
         ) from error
 
 

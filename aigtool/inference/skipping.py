@@ -140,7 +140,10 @@ def _picked(value: Tensor, images: slice | Tensor) -> Tensor:
 
 
 def _add_rectified(x: Tensor, added: Tensor) -> Tensor:
-    """Add in place and set what is negative to zero; on a CPU in one pass over memory."""
+    """Add in place and set what is negative to zero; on a CPU in one pass over memory.
+
+    That pass takes infinity for the largest number there is, and may take what is no number for 0.
+    """
     if x.device.type == "cpu" and x.dtype == torch.float32:
         return torch._add_relu_(x, added)
     return x.add_(added).relu_()

@@ -129,7 +129,7 @@ def cost_charts(tables: GateTables) -> list[Chart]:
         ),
         Chart(
             "Cost over confidence",
-            "images, from least to most confident",
+            "bins of images, from least to most confident",
             "blocks executed ± standard error",
             [line],
         ),

@@ -161,7 +161,8 @@ def _files_in(path: Path) -> Iterator[Path]:
     if not known:
         raise UserError(
             f"{path}: nothing there that a page is made of; expected a folder that finetune, "
-            "analyze, attack, bench or sweep wrote, a folder of such, or a trace (.parquet)"
+            "analyze (of many images), attack, bench or sweep wrote, a folder of such, or a trace "
+            "(.parquet)"
         )
     yield from known
 

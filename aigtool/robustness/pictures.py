@@ -1,5 +1,6 @@
 """Attacked images: some to look at, or all of them as files."""
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from aigtool.robustness.defenses import as_images
 
 CLEAN = "clean"
 """The folder of images before an attack."""
+_NAMED = re.compile(rf"({CLEAN}|[^/]+/[^/]+/[^/]+)/[^/]+/\d{{6}}-[^/]*\.png")
+"""Paths that an ``ImageWriter`` writes, from its folder on."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,17 @@ class ImageWriter:
                     image.save(temporary)
                 self.written.add(path)
 
-    def remove_others(self) -> None:
-        """Delete the images that an earlier run left in the folder."""
-        for path in self.folder.rglob("*.png"):
-            if path not in self.written:
-                path.unlink()
+
+def remove_images(folder: Path, but: Collection[Path] = ()) -> None:
+    """Delete the images that an earlier run left in a folder, by their names; no others.
+
+    Args:
+        folder: Of an ``ImageWriter``.
+        but: Those to keep.
+    """
+    for path in folder.rglob("*.png"):
+        if path not in but and _NAMED.fullmatch(path.relative_to(folder).as_posix()):
+            path.unlink()
 
 
 def case_folder(case: Case) -> tuple[str, ...]:

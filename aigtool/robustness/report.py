@@ -24,7 +24,7 @@ from aigtool.robustness.cases import (
 from aigtool.robustness.compute import GOALS
 from aigtool.robustness.defenses import SUBSAMPLING, Defense, jpeg_encoder
 from aigtool.robustness.evaluation import attack_networks, attacks_an_image
-from aigtool.robustness.pictures import Example, Examples, ImageWriter
+from aigtool.robustness.pictures import Example, Examples, ImageWriter, remove_images
 from aigtool.robustness.sanity import Check, sanity_checks
 from aigtool.robustness.slowdown import Timed, attack_compute
 from aigtool.robustness.suite import Attack, Fgsm, Noise, Pgd
@@ -191,8 +191,8 @@ def report_attack(
             watch=watch,
             progress=advance,
         )
-    if writer:
-        writer.remove_others()
+    if save_images is not None and writer:
+        remove_images(save_images, writer.written)
     few = images.limited(plan.subset)
     compute = pd.DataFrame()
     if plan.compute:

@@ -93,7 +93,11 @@ def test_several_are_compared_with_the_first(
     rows = aigtool(*command, "--json")["rows"]
     assert [row["trace"] for row in rows] == ["trace", "r20"]
     assert (rows[1]["difference"], rows[1]["gate_agreement"]) == (0, 1)
-    assert "decisions" in aigtool(*command, "--force", "--format", "png").out
+    both = aigtool(*command, "--force", "--format", "png")
+    assert "decisions" in both.out
+    assert "nothing is paired" not in both.err
+    few = [*command, "--limit", "5", "--force", "--format", "png"]
+    assert "r20: not of the same images as trace" in aigtool(*few).err
 
 
 def test_a_run_shows_its_gates_in_training(

@@ -64,8 +64,12 @@ def test_what_an_earlier_run_left_is_deleted(
     saved = [*(tmp_path / "out" / "images").rglob("*.png")]
     assert len(saved) == 2 * 3 + 3
     assert {path.parent.parent.name for path in saved} == {"4of255", "clean"}
+    mine = [tmp_path / "out" / "images" / name for name in ("mine.png", "a/000001-b.png")]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
     aigtool(*command, *few, "--workers", "0", "--force", "--subset", "1")
-    assert not [*(tmp_path / "out" / "images").rglob("*.png")]
+    assert {*(tmp_path / "out" / "images").rglob("*.png")} == {*mine}
 
 
 def test_an_attack_by_l2_is_checked_by_l2(

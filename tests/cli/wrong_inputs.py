@@ -355,7 +355,7 @@ CASES = {
     "analyze several without data": (["analyze", "a.parquet", "m.safetensors"], "give --data"),
     "analyze one twice": (
         ["analyze", "a.parquet", "a.parquet"],
-        "expected different model files and traces",
+        "a.parquet twice: expected different model files and traces",
     ),
     "analyze trace and policy": (
         ["analyze", "t.parquet", "--policy", "open"],

@@ -30,6 +30,7 @@ from tests.report.made import (
     write_sweep,
 )
 
+UNMEASURED = "aigtool evaluate dense.safetensors --out TRACE measures the other; "
 ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;"
 
 
@@ -93,11 +94,26 @@ def test_a_difference_is_to_the_reference_beside_which_it_stands() -> None:
     assert (accuracy.sides[1].network, accuracy.about) == ("open gates", "a-open; made")
 
 
+def test_of_several_the_one_of_most_images_is_told(tmp_path: Path) -> None:
+    few, many = made_trace(3, 4, 5, source="few"), made_trace(3, 4, 9, source="many")
+    accuracy, *_ = headlines_of(Results(traces={"few": few, "many": many}))
+    assert accuracy.about.endswith("many; many")
+    write_attack(tmp_path / "few")
+    write_attack(tmp_path / "many")
+    file = tmp_path / "many" / "attack.json"
+    told = json.loads(file.read_text())
+    for row in told["rows"]:
+        row["images"] *= 2
+    file.write_text(json.dumps({**told, "data": "many"}))
+    *_, robustness = headlines_of(find_results([tmp_path]))
+    assert robustness.about.endswith("many; of 2 attacks the one on most images")
+
+
 def test_a_network_of_another_size_is_not_the_one_before_gating() -> None:
     gated = made_trace(4, 6, 10)
     other = replace(without_gates(gated), flops=NetworkFlops(3.0, 1, ()))
     accuracy, *_ = headlines_of(Results(traces={"gated": gated, "other": other}))
-    assert (accuracy.sides[1].value, accuracy.about) == ("not measured", "gated; made")
+    assert (accuracy.sides[1].value, accuracy.about) == ("not measured", f"{UNMEASURED}gated; made")
     page = render(Results(traces={"gated": gated, "other": other}), "page", "command")
     assert "to other" not in page
 
@@ -123,7 +139,7 @@ def test_an_attack_and_a_run_have_headlines_too(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     accuracy, compute, *_ = headlines_of(find_results([tmp_path / "run"]))
     assert accuracy.sides[0].value == "82.0 %"
-    assert accuracy.about == "run, epoch 2, validation images"
+    assert accuracy.about == f"{UNMEASURED}run, epoch 2, validation images"
     assert compute.sides[0].value == "not measured"
     assert compute.sides[0].detail.startswith("65.0 % of dense")
 
