@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from aigtool.blocks import Split
+from aigtool.blocks import GatedBlock, Split
 from aigtool.errors import UserError
 from aigtool.graphs import UnsplittableBlockError
 from aigtool.modes import in_mode
@@ -143,7 +143,7 @@ def _rehearse_block(block: nn.Module, parts: Split, x: object) -> tuple[Residual
         raise UnsplittableBlockError(
             "its branches start from something other than a tensor with an entry an image"
         )
-    if x.is_meta:
+    if x.is_meta and not isinstance(block, GatedBlock):  # which was rehearsed when it was made
         _rehearse_training(block, parts, x)
     shortcut, residual = _run_apart(block, parts, x)
     joined = shortcut + residual

@@ -17,7 +17,7 @@ from aigtool.analysis.image_plots import contact_sheet, drawn_classes
 from aigtool.analysis.pictures import image_reader, read_pictures
 from aigtool.analysis.plots import class_heatmap, gate_bars
 from aigtool.analysis.rates import blocks_executed, class_rates, class_table, gate_rates
-from aigtool.analysis.training_plots import gates_figure, gates_over_epochs
+from aigtool.analysis.training_plots import epoch_table, gates_figure
 from aigtool.data.images import ImageSet
 from aigtool.errors import UserError
 from aigtool.output import remove_others, replacing, write_json
@@ -102,9 +102,8 @@ def write_analysis(
         found["contact_sheet"] = gone
     written += write_figure(folder, "extreme_images", chosen, sheet)
     if metrics is not None:
-        over = gates_over_epochs(metrics)
         drawn = dict.fromkeys(formats, gates_figure(metrics, "validation images, as calibrated"))
-        written += write_figure(folder, "gates_in_training", over.reset_index(), drawn)
+        written += write_figure(folder, "gates_in_training", epoch_table(metrics), drawn)
     write_json(folder / "analysis.json", found)
     written.append(folder / "analysis.json")
     remove_others(folder, [f"{name}.{kind}" for name in _FIGURES for kind in _KINDS], written)

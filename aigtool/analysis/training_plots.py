@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from aigtool.analysis.rates import stage_of
+from aigtool.intervals import wilson_interval
 from aigtool.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, styled
 
 RATE = "rate."
@@ -120,6 +121,27 @@ def gates_over_epochs(metrics: pd.DataFrame) -> pd.DataFrame:
     rates = metrics.set_index("epoch").filter(regex=f"^{re.escape(RATE)}").T
     rates.index = pd.Index([name.removeprefix(RATE) for name in rates.index], name="gate")
     return rates
+
+
+def epoch_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a gate and epoch: its execution rate on validation images, with an interval.
+
+    Example:
+        >>> metrics = pd.DataFrame({"epoch": [1, 2], "val_images": 10, "rate.layer1.0": [0.9, 0.5]})
+        >>> epoch_table(metrics).round(2)
+               gate  epoch  executed  images  rate   low   high
+        0  layer1.0      1         9      10   0.9  0.60   0.98
+        1  layer1.0      2         5      10   0.5  0.24   0.76
+    """
+    rates = gates_over_epochs(metrics).reset_index()
+    table = rates.melt("gate", var_name="epoch", value_name="rate")
+    images = table["epoch"].map(metrics.set_index("epoch")["val_images"])
+    executed = (table["rate"] * images).round().astype(int)
+    low, high = wilson_interval(executed, images)
+    counts = {"executed": executed, "images": images}
+    return table.assign(**counts, low=low, high=high)[
+        ["gate", "epoch", "executed", "images", "rate", "low", "high"]
+    ]
 
 
 @styled

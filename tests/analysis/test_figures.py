@@ -22,7 +22,8 @@ from tests.analysis.test_rates import make_trace
     ("classes", "gates", "rate"),
     [
         *((2, 8, 0.5), (10, 27, 0.5), (10, 54, 0.0), (10, 54, 1.0), (100, 150, 0.5)),
-        *((1000, 54, 0.5), (1000, 8, 0.0005)),  # of the last, most classes are alike
+        (1000, 54, 0.5),
+        pytest.param(1000, 8, 0.0005, marks=pytest.mark.slow),  # most classes are alike
     ],
 )
 def test_every_figure_is_drawn_without_a_warning(

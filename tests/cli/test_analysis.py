@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -110,5 +111,6 @@ def test_a_run_shows_its_gates_in_training(
     drawn = tmp_path / "run" / "best-analysis" / "gates_in_training"
     assert str(drawn.with_suffix(".png")) in found["out"]
     table = pd.read_csv(drawn.with_suffix(".csv"))
-    assert table.columns.tolist() == ["gate", "1"]
-    assert len(table) == 9
+    assert (len(table), table["epoch"].tolist()) == (9, [1] * 9)
+    np.testing.assert_allclose(table["rate"], table["executed"] / table["images"], atol=1e-6)
+    assert table["images"].eq(12).all()

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,25 @@ def test_predict_takes_a_list_and_tells_what_it_could_not_read(
     assert (code, rows) == (2, [])
 
 
-@pytest.mark.parametrize("unbuffered", [["-u"], pytest.param([], marks=pytest.mark.slow)])
-def test_whoever_reads_may_have_had_enough(model: Path, unbuffered: list[str]) -> None:
+@pytest.mark.parametrize("unbuffered", [["-u"], []], ids=["unbuffered", "buffered"])
+@pytest.mark.parametrize(
+    "command", [("--help",), pytest.param(("info", "{model}"), marks=pytest.mark.slow)], ids=str
+)
+def test_whoever_reads_may_have_had_enough(
+    model: Path, command: Sequence[str], unbuffered: list[str]
+) -> None:
     """As ``| head`` has, while a command writes or when all is done."""
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as output:
         done = subprocess.run(
-            [sys.executable, *unbuffered, "-m", "aigtool", "info", str(model)],
+            [
+                sys.executable,
+                *unbuffered,
+                "-m",
+                "aigtool",
+                *(c.format(model=model) for c in command),
+            ],
             stdout=output,
             stderr=subprocess.PIPE,
             check=False,

@@ -78,7 +78,9 @@ def test_efficiency_is_ideal_over_measured(
     assert row.flops_fraction == pytest.approx(1 + 0.02 - 0.4)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine", [pytest.param(e, marks=[pytest.mark.slow] * (e == "compile")) for e in ENGINES]
+)
 def test_engines_do_what_they_are_told(model: Model, engine: Any) -> None:
     """Told decisions give what thresholds give, and the network's own come back."""
     gated, dense = make_engines(model, engine, CPU, torch.float32, 1)

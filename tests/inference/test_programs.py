@@ -68,6 +68,7 @@ def test_a_skipped_block_is_not_computed(
     assert sum(event.name == "aten::conv2d" for event in profiled.events()) == expected
 
 
+@pytest.mark.slow
 def test_the_file_runs_without_aigtool(
     lively: Callable[[str, int], nn.Module], tmp_path: Path
 ) -> None:

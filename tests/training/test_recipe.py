@@ -179,7 +179,7 @@ def test_repeated_images_are_as_many_more_looks_an_epoch(gated: Runs) -> None:
     assert len(gated.weights) == 7
 
 
-@pytest.mark.parametrize("images", [24, 16])
+@pytest.mark.parametrize("images", [16, pytest.param(24, marks=pytest.mark.slow)])
 def test_accumulated_minibatches_are_one_large_one(dense: Runs, images: int) -> None:
     """Two minibatches or one: apart by less than a hundredth of what a step moves.
 
@@ -247,6 +247,7 @@ def test_smoothed_labels_ask_for_less_certainty(dense: Runs) -> None:
     assert losses[0.3] != losses[0.0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_run_is_the_same_run(gated: Runs) -> None:
     """Without noise, of which a compiled network draws another sample; float32 sums in another

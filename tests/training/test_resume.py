@@ -34,8 +34,8 @@ class StoppedError(Exception):
         (4, {"gate_start": "pattern"}),
         pytest.param(6, {}, marks=pytest.mark.slow),
         (3, {"opt": "adamw", "lr": 0.001}),
-        (3, {"train": "gates", "norm_statistics": None}),
-        (3, {"baseline": "stochastic-depth", "band": 0.0}),
+        pytest.param(3, {"train": "gates", "norm_statistics": None}, marks=pytest.mark.slow),
+        pytest.param(3, {"baseline": "stochastic-depth", "band": 0.0}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
