@@ -7,19 +7,25 @@ python benchmarks/serving.py --model FILE --data FOLDER [--only pytorch|onnx|exp
 """
 
 import argparse
+import bisect
+import copy
 import ctypes
 import gc
 import importlib.metadata
+import json
 import platform
 import re
 import statistics
 import subprocess
 import sys
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import aigtool
@@ -31,7 +37,7 @@ from aigtool.inference.answers import Answering, ServedNetwork
 from aigtool.inference.benchmark import ALONE, Row, Setting, draw_patterns, measure_all
 from aigtool.inference.checking import compare
 from aigtool.inference.engines import EngineName, OnnxEngine
-from aigtool.inference.exported import ExportedNetwork
+from aigtool.inference.exported import ExportedNetwork, import_onnxruntime
 from aigtool.inference.exporting import export_onnx
 from aigtool.inference.serving import serve
 from aigtool.inference.timing import take_turns
@@ -56,6 +62,10 @@ CASES = (
 MEMORY = (("resnet50", 1), ("resnet50", 16), ("cifar_resnet110", 128))
 PROCESSES = 5
 """Of each network, of whose memory the median is taken."""
+PROFILED = 100
+"""Images that a profile is of."""
+OPERATORS = 8
+"""Most operators that are told by name."""
 Lines = Iterator[str]
 
 
@@ -118,6 +128,8 @@ def onnx(_: argparse.Namespace) -> Lines:
     yield from timed(
         (name, measure_all(gated(name), settings("onnx", [1]), rates=[0.6])) for name in names
     )
+    yield ""
+    yield from operators("resnet50")
     model = gated("resnet50")
     pixels = torch.rand(1, *model.description.input.size)
     eager = to_channels_last(create_model("resnet50")[0].network.eval())
@@ -145,6 +157,60 @@ def onnx(_: argparse.Namespace) -> Lines:
         "timm's `resnet50` as it is, channels-last, over the exported gated one at rate 0.6, batch "
         f"1: **{middle:.2f}** (quartiles {low:.2f} and {high:.2f} over {ALONE} patterns)."
     )
+
+
+def operators(name: str) -> Lines:
+    """Yield a table of where onnxruntime's profile says that an exported network's time goes."""
+    model = gated(name)
+    dense, opened = (profiled(one) for one in (copy.deepcopy(model).stripped(), model))
+    names = sorted({*dense, *opened}, key=lambda op: dense.get(op, 0.0) - opened.get(op, 0.0))
+    most = names[:OPERATORS]
+    print(name, {"dense": dense, "open": opened}, flush=True)
+    rows = [(op, [of.get(op, 0.0) for of in (dense, opened)]) for op in most]
+    left = [sum(of.values()) - sum(of.get(op, 0.0) for op in most) for of in (dense, opened)]
+    return table(
+        [f"operators of {name}", "dense ms", "open ms", "more ms"],
+        (
+            [op, f"{before:.2f}", f"{after:.2f}", f"{after - before:.2f}"]
+            for op, (before, after) in [*rows, ("all others", left)]
+        ),
+    )
+
+
+def profiled(model: Model) -> dict[str, float]:
+    """Return the milliseconds an image by operator, all gates open: medians over images.
+
+    What an ``If`` takes is without what its branch does.
+    """
+    onnxruntime = import_onnxruntime()
+    flops = count_flops(model.network, model.description.input.size)
+    program = export_onnx(model, flops, thresholds_as_inputs=True).SerializeToString()
+    feeds = {block.name: np.full(1, -np.inf, np.float32) for block in flops.gated_blocks}
+    pixels = np.random.default_rng(0).random((1, *model.description.input.size), np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = THREADS
+        options.enable_profiling = True
+        options.profile_file_prefix = f"{folder}/profile"
+        session = onnxruntime.InferenceSession(program, options, ["CPUExecutionProvider"])
+        for _ in range(PROFILED):
+            session.run(None, {"pixels": pixels, **feeds})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    starts = [event["ts"] for event in events if event["name"] == "model_run"]
+    kernels = [event for event in events if event["name"].endswith("_kernel_time")]
+    images: list[Counter[str]] = [Counter() for _ in starts]
+    around: list[tuple[int, str]] = []
+    for event in sorted(kernels, key=lambda one: (one["ts"], -one["dur"])):
+        start, took, operator = event["ts"], event["dur"], event["args"]["op_name"]
+        while around and around[-1][0] <= start:
+            around.pop()
+        spent = images[bisect.bisect(starts, start) - 1]
+        spent[operator] += took
+        if around:
+            spent[around[-1][1]] -= took
+        around.append((start + took, operator))
+    names = {name for spent in images for name in spent}
+    return {n: statistics.median(spent[n] for spent in images) / 1000 for n in sorted(names)}
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Networks and data that several tests share."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,10 +46,9 @@ def small_network() -> nn.Module:
     return enliven(create_network("cifar_resnet20", num_classes=3), 32)
 
 
-@pytest.fixture
-def image_folder(tmp_path: Path) -> Path:
-    """``train/``, ``val/`` and ``test/`` with three classes of small images of one colour each."""
-    root = tmp_path / "images"
+@pytest.fixture(scope="session")
+def images_made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("made") / "images"
     colors = {"blue": (20, 20, 220), "green": (20, 200, 20), "red": (220, 30, 30)}
     for split, count in (("train", 8), ("val", 4), ("test", 4)):
         for name, color in colors.items():
@@ -59,6 +59,12 @@ def image_folder(tmp_path: Path) -> Path:
                 image.putpixel((number, number), (0, 0, 0))
                 image.save(folder / f"{number}.png")
     return root
+
+
+@pytest.fixture
+def image_folder(images_made_once: Path, tmp_path: Path) -> Path:
+    """``train/``, ``val/`` and ``test/`` with three classes of small images of one colour each."""
+    return Path(shutil.copytree(images_made_once, tmp_path / "images"))
 
 
 def close(actual: Tensor, expected: Tensor, bound: float = 1e-5) -> bool:

@@ -1,11 +1,13 @@
 """A command run in one process, and a model file for it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from aigtool.cli.main import run
 
@@ -25,8 +27,15 @@ def aigtool(capsys: pytest.CaptureFixture[str]) -> Command:
     return command
 
 
-@pytest.fixture
-def model(aigtool: Command, tmp_path: Path) -> Path:
-    path = tmp_path / "r20.safetensors"
-    aigtool("convert", "cifar_resnet20", "--num-classes", "3", "--out", path)
+@pytest.fixture(scope="session")
+def model_made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("made") / "r20.safetensors"
+    torch.manual_seed(0)
+    assert run(["convert", "cifar_resnet20", "--num-classes", "3", "--out", str(path)]) == 0
     return path
+
+
+@pytest.fixture
+def model(model_made_once: Path, tmp_path: Path) -> Path:
+    """A gated network's file."""
+    return Path(shutil.copy(model_made_once, tmp_path))

@@ -24,10 +24,18 @@ class Malicious:
         return os.mkdir, ("owned",)
 
 
-@pytest.fixture
-def workplace(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with one of everything that can be wrong."""
-    monkeypatch.chdir(image_folder.parent)
+@pytest.fixture(scope="module")
+def workplace_made_once(images_made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("workplace")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(made)
+        shutil.copytree(images_made_once, "images")
+        _put_in_place()
+    return made
+
+
+def _put_in_place() -> None:
+    torch.manual_seed(0)
     network = create_network("cifar_resnet20", num_classes=3)
     names = ("blue", "green", "red")
     spec = InputSpec.of(network)
@@ -55,8 +63,15 @@ def workplace(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy("m.safetensors", "run/best.st")
     Path("taken").mkdir()
     Path("taken/file").touch()
+
+
+@pytest.fixture
+def workplace(workplace_made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one of everything that can be wrong."""
+    shutil.copytree(workplace_made_once, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
-    return image_folder.parent
+    return tmp_path
 
 
 @pytest.mark.parametrize(("arguments", "message"), CASES.values(), ids=CASES)

@@ -239,6 +239,7 @@ def test_a_sweep_compares_with_a_dense_network_of_its_own(
     assert [row["network"] for row in result["runs"]] == ["dense", "gated"]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_the_baseline_says_that_it_is_one(
     aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ from tests.inference.test_exporting import SIZE, differing, model_of, various
 NAMES = [
     "cifar_resnet20",
     pytest.param("resnetv2_50", marks=pytest.mark.slow),
-    "seresnext26t_32x4d",
+    pytest.param("seresnext26t_32x4d", marks=pytest.mark.slow),
 ]
 
 

@@ -295,7 +295,7 @@ def test_workers_change_nothing(
     "options",
     [
         {"amp_dtype": "bfloat16"},
-        {"amp_dtype": "float16", "clip_grad": 1.0},
+        pytest.param({"amp_dtype": "float16", "clip_grad": 1.0}, marks=pytest.mark.slow),
         {"mixup": 0.2, "smoothing": 0.1},
         {"cutmix": 1.0, "distill": 0.0},
         {"opt": "adamw", "lr": 1e-3, "gate_lr": 1e-2, "warmup_epochs": 1},

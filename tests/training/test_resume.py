@@ -33,7 +33,7 @@ class StoppedError(Exception):
         pytest.param(1, {}, marks=pytest.mark.slow),
         (4, {"gate_start": "pattern"}),
         pytest.param(6, {}, marks=pytest.mark.slow),
-        (3, {"opt": "adamw", "lr": 0.001}),
+        pytest.param(3, {"opt": "adamw", "lr": 0.001}, marks=pytest.mark.slow),
         pytest.param(3, {"train": "gates", "norm_statistics": None}, marks=pytest.mark.slow),
         pytest.param(3, {"baseline": "stochastic-depth", "band": 0.0}, marks=pytest.mark.slow),
     ],
