@@ -1,17 +1,13 @@
 """Find the residual blocks of a network that can be gated exactly."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
-from functools import partial
 from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from aigtool.blocks import GatedBlock, Split, split
 from aigtool.errors import UserError
 from aigtool.graphs import NotResidualError, UnsplittableBlockError, UntraceableError
-from aigtool.modes import in_mode
 from aigtool.rehearsal import ResidualBlock, compare, rehearse, run, run_on_meta
 
 
@@ -76,7 +72,7 @@ def find_blocks(
     facts: dict[str, ResidualBlock | UnsplittableBlockError] = {}
     if splits:
         facts = rehearse(network, splits, size, (run_on_meta, run))
-        facts |= _channels_last(network, size, facts)
+        facts |= _channels_last(network, splits, size, facts)
         facts |= _inexact(network, facts)
     return Discovery(
         blocks={name: fact for name, fact in facts.items() if isinstance(fact, ResidualBlock)},
@@ -140,29 +136,24 @@ def _input_size(network: nn.Module) -> tuple[int, int, int]:
 
 def _channels_last(
     network: nn.Module,
+    splits: Mapping[str, Split],
     input_size: tuple[int, int, int],
     facts: Mapping[str, ResidualBlock | UnsplittableBlockError],
-) -> dict[str, UnsplittableBlockError]:
+) -> dict[str, ResidualBlock | UnsplittableBlockError]:
     """Refuse blocks of (N, H, W, C): what was taken for their channels grows with the image."""
     channels, *sides = input_size
     larger = (channels, *(side + 32 for side in sides))
+    try:
+        again = rehearse(network, splits, larger, (run_on_meta,), trains=False)
+    except UserError:  # A network for one size; those of the field have (N, C, H, W).
+        return {}
+    error = UnsplittableBlockError("its feature maps are not (N, C, H, W)")
     blocks = {name: fact for name, fact in facts.items() if isinstance(fact, ResidualBlock)}
-    grown = set()
-
-    def note(name: str, _block: nn.Module, given: tuple[Tensor, ...]) -> None:
-        if given[0].shape[1] != blocks[name].channels:
-            grown.add(name)
-
-    with ExitStack() as stack:
-        for name in blocks:
-            hook = network.get_submodule(name).register_forward_pre_hook(partial(note, name))
-            stack.callback(hook.remove)
-        stack.enter_context(in_mode(network, training=False))
-        stack.enter_context(torch.no_grad())
-        # A network for one size may raise anything; those of the field have (N, C, H, W).
-        stack.enter_context(suppress(Exception))
-        run_on_meta(network, larger)
-    return {name: UnsplittableBlockError("its feature maps are not (N, C, H, W)") for name in grown}
+    return {
+        name: error
+        for name, block in blocks.items()
+        if isinstance(grown := again[name], ResidualBlock) and grown.channels != block.channels
+    }
 
 
 def _inexact(

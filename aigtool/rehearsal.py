@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from aigtool.blocks import GatedBlock, Split
+from aigtool.blocks import Split
 from aigtool.errors import UserError
 from aigtool.graphs import UnsplittableBlockError
 from aigtool.modes import in_mode
@@ -46,6 +46,8 @@ def rehearse(
     splits: Mapping[str, Split],
     input_size: tuple[int, ...],
     runs: Sequence[Callable[[nn.Module, tuple[int, ...]], None]],
+    *,
+    trains: bool = True,
 ) -> dict[str, ResidualBlock | UnsplittableBlockError]:
     """Run a network with the parts of its blocks in their place.
 
@@ -55,6 +57,7 @@ def rehearse(
         input_size: Channels, height and width of the network's input.
         runs: Ways to run it, such as ``run_on_meta``; the first counts in which every block takes
             part.
+        trains: Whether to try blocks in training mode too, where no numbers are computed.
 
     Returns:
         For each block, what it is or why it cannot be gated.
@@ -72,7 +75,10 @@ def rehearse(
                 raise UnsplittableBlockError("it runs more than once in a forward pass")
             if len(inputs) != 1 or options:
                 raise UnsplittableBlockError("it is called with a keyword, or more than one input")
-            facts[name], output = _rehearse_block(block, splits[name], inputs[0])
+            fact, output = _rehearse_block(block, splits[name], inputs[0])
+            if trains and output.is_meta:
+                _rehearse_training(block, fact.parts, inputs[0])
+            facts[name] = fact
         except UnsplittableBlockError as error:
             facts[name] = error
             return forward(*inputs, **options)
@@ -143,8 +149,6 @@ def _rehearse_block(block: nn.Module, parts: Split, x: object) -> tuple[Residual
         raise UnsplittableBlockError(
             "its branches start from something other than a tensor with an entry an image"
         )
-    if x.is_meta and not isinstance(block, GatedBlock):  # which was rehearsed when it was made
-        _rehearse_training(block, parts, x)
     shortcut, residual = _run_apart(block, parts, x)
     joined = shortcut + residual
     output = joined if parts.tail is None else parts.tail(block, joined)

@@ -190,6 +190,7 @@ def profiled(model: Model) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = THREADS
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # as it is served
         options.enable_profiling = True
         options.profile_file_prefix = f"{folder}/profile"
         session = onnxruntime.InferenceSession(program, options, ["CPUExecutionProvider"])

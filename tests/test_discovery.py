@@ -1,10 +1,12 @@
 import copy
 import re
+from collections import OrderedDict
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from aigtool.conversion import convert
 from aigtool.discovery import find_blocks
 from aigtool.errors import UserError
 from aigtool.models.zoo import create_network
@@ -220,6 +222,15 @@ def test_feature_maps_with_the_channels_last_are_refused() -> None:
     found = find_blocks(ChannelsLast(), input_size=(4, 4, 4))
     assert found.blocks == {}
     assert found.refused == {"block.0": "its feature maps are not (N, C, H, W)"}
+
+
+def test_they_are_refused_behind_a_gate_too() -> None:
+    """A gate has nothing to decide by where there are no numbers."""
+    network = nn.Sequential(OrderedDict(gated=Block(), last=ChannelsLast()))
+    gated = convert(network, input_size=(4, 4, 4), skip_unsplittable=True).eval()
+    found = find_blocks(gated, input_size=(4, 4, 4))
+    assert [*found.blocks] == ["gated"]
+    assert [*found.refused] == ["last.block.0"]
 
 
 def test_what_cannot_be_traced_is_named_where_it_may_be_a_block() -> None:

@@ -94,8 +94,8 @@ def tell_groups(tested: Mapping[str, Any]) -> str:
         >>> tell_groups(tested | {"within": 0.0, "ratio": None, "p": 0.005})
         '0.30 apart, where 1 is the most, and alike within (p 0.005 of 200 labelings, the \
 smallest that they can give)'
-        >>> tell_groups(tested | {"p": 0.3, "least_p": 1 / 3, "labelings": 3})
-        '1.50 times as far from each other as within (p 0.3 of 3 labelings, too few to tell: \
+        >>> tell_groups(tested | {"p": 2 / 3, "least_p": 1 / 3, "labelings": 3})
+        '1.50 times as far from each other as within (p 0.667 of 3 labelings, too few to tell: \
 they give no p under 0.333)'
         >>> tell_groups({"reason": "too few classes"})
         'too few classes'

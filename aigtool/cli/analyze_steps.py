@@ -16,6 +16,7 @@ from aigtool.analysis.image_plots import inference_graph
 from aigtool.analysis.one_image import block_table
 from aigtool.analysis.pictures import thumbnail
 from aigtool.analysis.rates import gate_rates
+from aigtool.analysis.training_plots import gates_over_epochs
 from aigtool.cli.analyze import TRACE
 from aigtool.cli.console import (
     note,
@@ -242,7 +243,14 @@ def _metrics(model: Path) -> pd.DataFrame | None:
     if model.name != "best.safetensors" or not file.is_file():
         return None
     metrics = pd.read_csv(file)
-    return metrics if "epoch" in metrics else None
+    is_whole = {"epoch", "val_images"} <= {*metrics} and metrics["epoch"].is_unique
+    if is_whole and gates_over_epochs(metrics).notna().all(axis=None):
+        return metrics
+    note(
+        f"no figure of gates in training: {file} is not as `aigtool finetune` writes it, a row an "
+        "epoch with val_images and each gate's rate"
+    )
+    return None
 
 
 def _tell(found: dict[str, Any]) -> None:

@@ -114,3 +114,8 @@ def test_a_run_shows_its_gates_in_training(
     assert (len(table), table["epoch"].tolist()) == (9, [1] * 9)
     np.testing.assert_allclose(table["rate"], table["executed"] / table["images"], atol=1e-6)
     assert table["images"].eq(12).all()
+    metrics = tmp_path / "run" / "metrics.csv"
+    metrics.write_text(metrics.read_text().replace("val_images", "images"))
+    found = aigtool("analyze", best, *data, "--format", "png", "--force")
+    assert "no figure of gates in training" in " ".join(found.err.split())
+    assert not drawn.with_suffix(".csv").exists()
