@@ -16,7 +16,6 @@ from aigtool.analysis.image_plots import inference_graph
 from aigtool.analysis.one_image import block_table
 from aigtool.analysis.pictures import thumbnail
 from aigtool.analysis.rates import gate_rates
-from aigtool.analysis.training_plots import gates_over_epochs
 from aigtool.cli.analyze import TRACE
 from aigtool.cli.console import (
     note,
@@ -40,6 +39,7 @@ from aigtool.models.description import InputSpec
 from aigtool.models.files import Model, load_model
 from aigtool.output import records
 from aigtool.trace import ExecutionTrace, load_trace
+from aigtool.training.run_folder import read_metrics
 
 
 @dataclass(frozen=True)
@@ -242,15 +242,12 @@ def _metrics(model: Path) -> pd.DataFrame | None:
     file = model.parent / "metrics.csv"
     if model.name != "best.safetensors" or not file.is_file():
         return None
-    metrics = pd.read_csv(file)
-    is_whole = {"epoch", "val_images"} <= {*metrics} and metrics["epoch"].is_unique
-    if is_whole and gates_over_epochs(metrics).notna().all(axis=None):
-        return metrics
-    note(
-        f"no figure of gates in training: {file} is not as `aigtool finetune` writes it, a row an "
-        "epoch with val_images and each gate's rate"
-    )
-    return None
+    try:
+        return read_metrics(file)
+    except (KeyError, ValueError) as error:
+        why = " ".join(str(error).split())
+        note(f"no figure of gates in training: {file} is not as aigtool finetune writes it ({why})")
+        return None
 
 
 def _tell(found: dict[str, Any]) -> None:

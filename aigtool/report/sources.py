@@ -16,6 +16,7 @@ from aigtool.errors import UserError
 from aigtool.report.gates import GateTables, read_tables
 from aigtool.trace import ExecutionTrace, load_trace
 from aigtool.training.config import read_settings
+from aigtool.training.run_folder import read_metrics
 
 TRACE = ".parquet"
 
@@ -212,18 +213,7 @@ def _table(rows: pd.DataFrame, **types: type) -> pd.DataFrame:
 
 def _read_run(results: Results, name: str, file: Path) -> None:
     config = file.with_name("config.yaml")
-    numbers = dict.fromkeys(("train_loss", "train_top1", "val_loss", "val_top1"), float)
-
-    def read(path: Path) -> pd.DataFrame:
-        rows = pd.read_csv(path, dtype={"best": bool})
-        rates = [str(column) for column in rows if str(column).startswith(RATE)]
-        types = {**numbers, **dict.fromkeys(rates, float)}
-        metrics = _table(rows, epoch=int, val_images=int, best=bool, **types)
-        if metrics[rates].isna().any(axis=None):
-            raise ValueError("a rate is missing")
-        return metrics
-
-    metrics = _whole(file, "finetune", read)
+    metrics = _whole(file, "finetune", read_metrics)
     settings = read_settings(config) if config.is_file() else {}
     if not isinstance(settings.get("versions", {}), dict):
         raise UserError(

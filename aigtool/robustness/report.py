@@ -191,8 +191,8 @@ def report_attack(
             watch=watch,
             progress=advance,
         )
-    if save_images is not None and writer:
-        remove_images(save_images, writer.written)
+    if writer:
+        remove_images(writer.folder, writer.written)
     few = images.limited(plan.subset)
     compute = pd.DataFrame()
     if plan.compute:

@@ -12,7 +12,7 @@ import torch
 import torchvision
 import yaml
 
-from aigtool.analysis.training_plots import training_figure
+from aigtool.analysis.training_plots import RATE, training_figure
 from aigtool.errors import UserError
 from aigtool.models.files import DENSE_FILE, Model, save_model
 from aigtool.output import replacing
@@ -137,3 +137,25 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """Return values as YAML keeps them."""
     plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(values))
     return plain
+
+
+def read_metrics(file: Path) -> pd.DataFrame:
+    """Return what ``RunFolder.write_metrics`` wrote, a row an epoch.
+
+    Raises:
+        KeyError: A column is missing.
+        ValueError: The file is no such table: it is cut short, or a rate or a row is missing.
+    """
+    rows = pd.read_csv(file, dtype={"best": bool})
+    if rows.empty:
+        raise ValueError("no rows")
+    rates = [str(column) for column in rows if str(column).startswith(RATE)]
+    numbers = ("train_loss", "train_top1", "val_loss", "val_top1", *rates)
+    metrics = rows.astype(
+        {"epoch": int, "val_images": int, "best": bool, **dict.fromkeys(numbers, float)}
+    )
+    if metrics[rates].isna().any(axis=None):
+        raise ValueError("a rate is missing")
+    if not metrics["epoch"].is_unique:
+        raise ValueError("an epoch is there twice")
+    return metrics

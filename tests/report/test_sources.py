@@ -91,6 +91,7 @@ def test_an_analysis_says_what_its_trace_does(tmp_path: Path) -> None:
         (lambda folder: _spoil(write_bench, folder, ",16,", ",0,"), "a batch_size of one or more"),
         (lambda folder: _spoil(write_run, folder, "True", ""), "is not whole"),
         (lambda folder: _spoil(write_run, folder, "0.2,0.4,", "0.2,,"), "a rate is missing"),
+        (lambda folder: _spoil(write_run, folder, "\n2,", "\n1,"), "an epoch is there twice"),
         (
             lambda folder: _spoil(write_run, folder, "versions:\n  aigtool: 0.1.0", "versions:"),
             "a map",
