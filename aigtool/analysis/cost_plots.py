@@ -1,5 +1,8 @@
 """Figures of what images cost."""
 
+from collections.abc import Sequence
+from math import floor
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -70,7 +73,7 @@ def cost_figure(
     left_out = len(every) - len(classes)
     ends = f": the {MOST_CLASSES // 2} cheapest, the {MOST_CLASSES // 2} dearest" * (left_out > 0)
     by_class.set(title=f"by class{ends}", xlabel="GFLOPs")
-    by_class.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
+    by_class.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
 
     over.errorbar(
         confidence.index,
@@ -81,11 +84,9 @@ def cost_figure(
         ms=4,
         elinewidth=0.8,
     )
-    starts = [
-        f"{np.floor(1e4 * low) / 100:g} ({images})"
-        for low, images in zip(confidence["low"], confidence["images"], strict=True)
-    ]
-    over.set_xticks(confidence.index, starts, rotation=90)
+    starts = _percentages(confidence["low"].tolist())
+    counted = [f"{low} ({n})" for low, n in zip(starts, confidence["images"], strict=True)]
+    over.set_xticks(confidence.index, counted, rotation=90)
     over.set(title="by confidence, ± standard error", xlabel="confidence from, % (images)")
     return figure
 
@@ -108,7 +109,7 @@ def _draw_answers(axes: Axes, trace: ExecutionTrace) -> None:
             )
             axes.axvline(values.mean(), color=color, linestyle="--", linewidth=1.2)
     axes.set(title="by answer; dashed: the mean", xlabel="GFLOPs", ylabel="of those images, %")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
 
 
 def _chosen(classes: pd.DataFrame) -> pd.DataFrame:
@@ -118,3 +119,18 @@ def _chosen(classes: pd.DataFrame) -> pd.DataFrame:
         return ordered
     half = MOST_CLASSES // 2
     return pd.concat([ordered.head(half), ordered.tail(half)])
+
+
+def _percentages(shares: Sequence[float]) -> list[str]:
+    """Write shares in percent, rounded down, each with as few digits as tell it from the others.
+
+    Example:
+        >>> _percentages([0.50367, 0.99991, 0.99997, 1.0])
+        ['50.36', '99.991', '99.997', '100']
+    """
+    rounded = [[floor(s * 10 ** (d + 2)) / 10**d for s in shares] for d in range(2, 6)]
+    told = [
+        next((values for values in rounded if values.count(values[n]) == 1), rounded[-1])[n]
+        for n in range(len(shares))
+    ]
+    return [f"{percent:.9g}" for percent in told]

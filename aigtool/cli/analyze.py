@@ -69,7 +69,7 @@ def analyze(
             "--groups",
             metavar="FILE|cifar10",
             help="Groups of classes to test: a YAML file with a group a line, such as "
-            "'animals: [cat, dog]', or ready-made ones.",
+            r"'animals: \[cat, dog]', or ready-made ones.",
         ),
     ] = None,
     clusters: Annotated[

@@ -1,15 +1,28 @@
 """Every command on small data, in one process: what it prints, writes and returns."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import timm
 import torch
+from rich.markup import render
+from typer.main import get_command
 
+from aigtool.cli.main import app
 from aigtool.models.files import load_model
 from aigtool.models.zoo import create_network
 from tests.cli.conftest import Command
+
+
+def test_help_shows_all_that_it_says() -> None:
+    """What stands in brackets is not taken for markup."""
+    commands: dict[str, Any] = vars(get_command(app))["commands"]
+    for name, command in commands.items():
+        for text in (command.help, *(getattr(option, "help", None) for option in command.params)):
+            shown = render(text or "").plain
+            assert shown == (text or "").replace(r"\[", "["), name
 
 
 def test_models(aigtool: Command) -> None:
