@@ -18,7 +18,13 @@ from aigtool.graphs import (
     remove_constants,
 )
 from aigtool.modes import in_mode
-from aigtool.picking import add_executed, add_scaled, add_to_images, take_images
+from aigtool.picking import (
+    add_executed,
+    add_scaled,
+    add_to_images,
+    fork_images,
+    take_images,
+)
 
 _ADDITIONS: frozenset[Any] = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
 _RELU: frozenset[Any] = frozenset({F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"})
@@ -30,7 +36,7 @@ _TUPLE_METHODS: frozenset[Any] = frozenset({"chunk", "split", "unbind"})
 _OWN = ("gate", "parts", "source")
 """Attributes that a ``GatedBlock`` adds to those of its block."""
 
-_WORTH_PARTING = 1 / 8
+_WORTH_PARTING = 1 / 16
 """Of a minibatch's images, from how many skipped ones on to part them costs less than it saves."""
 
 Part = Callable[..., Any]
@@ -417,12 +423,15 @@ class GatedBlock(nn.Module):
         executed, skipped = (where.nonzero().squeeze(1) for where in (scale == 1, scale == 0))
         with torch.no_grad():
             left_out = self.parts.residual(self, *(take_images(v, skipped) for v in inputs))
-        if len(executed):
-            residual = self.parts.residual(self, *(take_images(v, executed) for v in inputs))
-        else:  # Weights have a gradient of zero, and not none: their momentum goes on.
+        if len(executed) == 0:  # Weights have a gradient of zero, and not none: momentum goes on.
             weights = [w for name, w in self.named_parameters() if not name.startswith("gate.")]
             residual = left_out[:0] + sum(weight.flatten()[:1].sum() for weight in weights)
-        return add_executed(shortcut, residual, left_out, scale)
+        elif len(inputs) == 1 and inputs[0] is shortcut:
+            shortcut, taken = fork_images(shortcut, executed)
+            residual = self.parts.residual(self, taken)
+        else:
+            residual = self.parts.residual(self, *(take_images(v, executed) for v in inputs))
+        return add_executed(shortcut, (executed, residual), (skipped, left_out), scale)
 
     def _layers(self) -> list[nn.Module]:
         """The modules of the block itself, which its gate is none of."""

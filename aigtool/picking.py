@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-_CACHED = 2**18
+_CACHED = 2**19
 """Numbers whose products stay in a CPU's cache until they are summed."""
 
 
@@ -111,66 +111,102 @@ class _AddScaled(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         added, scale = ctx.saved_tensors
-        dims = tuple(range(1, grad.ndim))
+        factor = _of_images(scale, grad)
         if torch.is_grad_enabled():  # This gradient's own gradient is wanted too.
-            return grad, grad * _of_images(scale, grad), (grad * added).sum(dims)
-        few = len(grad) if grad.is_cuda else max(1, _CACHED // max(1, grad.shape[1:].numel()))
-        products, scaled = [], torch.empty_like(grad)
-        each = (torch.split(t, few) for t in (grad, added, _of_images(scale, grad), scaled))
-        for g, a, factor, out in zip(*each, strict=True):
-            products.append((g * a).sum(dims))
-            torch.mul(g, factor, out=out)
-        return grad, scaled, torch.cat(products)
+            return grad, grad * factor, (grad * added).flatten(1).sum(1)
+        if grad.device.type == "cpu" and bool((scale == 1).all()):
+            return grad, grad, _inner_products(grad, added)
+        return grad, grad * factor, _inner_products(grad, added)
 
 
-def add_executed(x: Tensor, executed: Tensor, skipped: Tensor, scale: Tensor) -> Tensor:
+def fork_images(x: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a batch and the chosen images of it; their gradients are added up in one pass.
+
+    Args:
+        x: ``(N, ...)``.
+        chosen: ``(M,)``, indices of images.
+
+    Example:
+        >>> x = torch.zeros(3, 2, requires_grad=True)
+        >>> whole, taken = fork_images(x, torch.tensor([2, 0]))
+        >>> (whole.sum() + 2 * taken.sum()).backward()
+        >>> x.grad
+        tensor([[3., 3.],
+                [1., 1.],
+                [3., 3.]])
+    """
+    whole, taken = _Fork.apply(x, chosen)
+    return whole, taken
+
+
+class _Fork(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(chosen)
+        return x.view_as(x), take_images(x, chosen)
+
+    @staticmethod
+    def backward(ctx: Any, whole: Tensor, taken: Tensor) -> tuple[Tensor, None]:
+        (chosen,) = ctx.saved_tensors
+        return add_to_images(whole, chosen, taken), None
+
+
+def add_executed(
+    x: Tensor, executed: tuple[Tensor, Tensor], skipped: tuple[Tensor, Tensor], scale: Tensor
+) -> Tensor:
     """Return a batch with what was executed added; the scale has the gradient of ``add_scaled``.
 
     It is ``add_scaled`` with factors of 0 and 1, but what is skipped needs no graph.
 
     Args:
         x: ``(N, C, ...)``.
-        executed: ``(M, C, ...)``, what is added to images whose factor is 1, in order.
-        skipped: ``(N - M, C, ...)``, what would be added to the others.
+        executed: ``(M,)``, the images whose factor is 1, and ``(M, C, ...)``, what these get.
+        skipped: ``(N - M,)``, the other images, and ``(N - M, C, ...)``, what those would get.
         scale: ``(N,)``, each 0 or 1.
 
     Example:
         >>> scale = torch.tensor([0.0, 1.0], requires_grad=True)
         >>> skipped, executed = torch.tensor([[1.0, 2, 3], [4, 5, 6]]).split(1)
-        >>> joined = add_executed(torch.ones(2, 3), executed, skipped, scale)
+        >>> first, second = torch.tensor([0, 1]).split(1)
+        >>> joined = add_executed(torch.ones(2, 3), (second, executed), (first, skipped), scale)
         >>> joined.sum().backward()
         >>> joined.tolist(), scale.grad
         ([[1.0, 1.0, 1.0], [5.0, 6.0, 7.0]], tensor([ 6., 15.]))
     """
-    dtype = torch.result_type(x, executed)
-    joined: Tensor = _AddExecuted.apply(*(v.to(dtype) for v in (x, executed, skipped, scale)))
+    dtype = torch.result_type(x, executed[1])
+    values = (v.to(dtype) for v in (x, executed[1], skipped[1], scale))
+    joined: Tensor = _AddExecuted.apply(*values, executed[0], skipped[0])
     return joined
 
 
 class _AddExecuted(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, executed: Tensor, skipped: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(executed, skipped, scale)
-        return add_to_images(x, scale.nonzero().squeeze(1), executed)
+    def forward(ctx: Any, x: Tensor, executed: Tensor, *others: Tensor) -> Tensor:
+        skipped, _, chosen, left = others
+        ctx.save_for_backward(executed, skipped, chosen, left)
+        return add_to_images(x, chosen, executed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        executed, skipped, scale = ctx.saved_tensors
-        taken = (take_images(grad, where.nonzero().squeeze(1)) for where in (scale, 1 - scale))
-        of_executed, of_skipped = taken
-        of_scale = torch.empty_like(scale)
-        of_scale[scale == 1] = _inner_products(of_executed, executed)
-        of_scale[scale == 0] = _inner_products(of_skipped, skipped)
-        return grad, of_executed, None, of_scale
+        executed, skipped, chosen, left = ctx.saved_tensors
+        of_executed, of_skipped = (take_images(grad, where) for where in (chosen, left))
+        of_scale = grad.new_empty(len(grad))
+        of_scale[chosen] = _inner_products(of_executed, executed)
+        of_scale[left] = _inner_products(of_skipped, skipped)
+        return grad, of_executed, None, of_scale, None, None
 
 
 def _inner_products(a: Tensor, b: Tensor) -> Tensor:
-    """Return that of each image's values, ``(N,)``."""
-    if _is_channels_last(a):
-        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
-    products: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
-    return products
+    """Return that of each image's values, ``(N,)``, without a product as large in memory."""
+    few = len(a) if a.is_cuda else max(1, _CACHED // max(1, a.shape[1:].numel()))
+    product = torch.empty_like(a[:few])
+    dims = tuple(range(1, a.ndim))
+    products = [
+        torch.mul(of_a, of_b, out=product[: len(of_a)]).sum(dims)
+        for of_a, of_b in zip(torch.split(a, few), torch.split(b, few), strict=True)
+    ]
+    return torch.cat(products)
 
 
 def _of_images(scale: Tensor, x: Tensor) -> Tensor:

@@ -1,9 +1,17 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigtool.picking import add_executed, add_scaled, add_to_images, take_images
+from aigtool.picking import (
+    add_executed,
+    add_scaled,
+    add_to_images,
+    fork_images,
+    take_images,
+)
 
 SHAPES = st.sampled_from([(5, 3, 4, 6), (5, 1, 2, 2), (5, 4, 1, 1), (5, 7), (5,), (5, 2, 3, 4, 2)])
 FORMATS = st.sampled_from([torch.contiguous_format, torch.channels_last])
@@ -50,15 +58,39 @@ def test_the_format_stays(memory_format: torch.memory_format) -> None:
     assert taken.is_contiguous(memory_format=memory_format)
 
 
-@given(SHAPES.filter(lambda shape: len(shape) > 1), FORMATS, FORMATS)
+@given(SHAPES, FORMATS, CHOSEN)
+def test_a_fork_is_plain_indexing(
+    shape: tuple[int, ...], memory_format: torch.memory_format, chosen: list[int]
+) -> None:
+    x = torch.randn(shape, dtype=torch.double)
+    x = x.contiguous(memory_format=memory_format) if x.ndim == 4 else x
+    x.requires_grad_()
+    index = torch.tensor(chosen, dtype=torch.long)
+    whole, taken = fork_images(x, index)
+    assert torch.equal(whole, x)
+    assert torch.equal(taken, x[index])
+    assert taken.stride() == take_images(x, index).stride()
+    both = torch.cat([whole.flatten(), taken.flatten()])
+    assert_same_gradients(both, torch.cat([x.flatten(), x[index].flatten()]), [x])
+
+
+@given(
+    SHAPES.filter(lambda shape: len(shape) > 1),
+    FORMATS,
+    FORMATS,
+    st.sampled_from([torch.rand, torch.ones]),
+)
 def test_each_image_by_its_factor_is_plain_arithmetic(
-    shape: tuple[int, ...], batch_format: torch.memory_format, added_format: torch.memory_format
+    shape: tuple[int, ...],
+    batch_format: torch.memory_format,
+    added_format: torch.memory_format,
+    factors: Callable[..., torch.Tensor],
 ) -> None:
     x, added = torch.randn(2, *shape, dtype=torch.double)
     if x.ndim == 4:
         x = x.contiguous(memory_format=batch_format)
         added = added.contiguous(memory_format=added_format)
-    inputs = [value.requires_grad_() for value in (x, added, torch.rand(5, dtype=torch.double))]
+    inputs = [value.requires_grad_() for value in (x, added, factors(5, dtype=torch.double))]
     joined = add_scaled(*inputs)
     plain = x + inputs[2].view(-1, *[1] * (x.ndim - 1)) * added
     torch.testing.assert_close(joined, plain, rtol=1e-15, atol=1e-15)
@@ -107,10 +139,10 @@ def test_what_is_skipped_needs_no_graph(
     scale[chosen] = 1
     inputs = [value.requires_grad_() for value in (x, added, scale)]
     plain = add_scaled(*inputs)
+    others, executed = ((scale == factor).nonzero().squeeze(1) for factor in (0, 1))
     with torch.no_grad():
-        skipped = take_images(added, (scale == 0).nonzero().squeeze(1))
-    executed = take_images(added, (scale == 1).nonzero().squeeze(1))
-    joined = add_executed(x, executed, skipped, scale)
+        skipped = others, take_images(added, others)
+    joined = add_executed(x, (executed, take_images(added, executed)), skipped, scale)
     assert torch.equal(joined, plain)
     assert joined.stride() == plain.stride()
     assert_same_gradients(joined, plain, inputs)

@@ -34,6 +34,7 @@ def fold_norms(network: nn.Module, norms: Mapping[str, str]) -> None:
         network.set_submodule(norm, getattr(after, "act", nn.Identity()))
 
 
+_HALF = (torch.float16, torch.bfloat16)
 FEW = 4
 """Most images of whose decisions Python numbers are computed: a tensor operation on so few takes
 longer to begin than to do, the more so as convolutions have driven its code out of the cache."""
@@ -86,37 +87,38 @@ class FoldedGate(Gate):
         return self
 
     def _remember(self) -> None:
-        """Keep the last layer as numbers, for few images."""
-        self._last = [*self.fc2.weight[0].tolist(), *self.fc2.bias.tolist()]
+        """Keep all but the first layer's weight as numbers, for few images."""
+        self._biases: list[float] = self.fc1.bias.tolist()
+        self._last: list[float] = self.fc2.weight[0].tolist()
+        self._last_bias: float = self.fc2.bias.item()
 
     def few(self, x: Tensor) -> tuple[list[bool], list[float]]:
         """Return which of a few images execute, and their logits, by the policy ``argmax``."""
-        *weights, bias = self._last
-        logits = [
-            sum(
-                # What is not a number stays so.
-                [
-                    unit * weight
-                    for unit, weight in zip(units, weights, strict=True)
-                    if not unit <= 0
-                ],
-                bias,
-            )
-            for units in self._hidden(x).tolist()
-        ]
+        if x.dtype in _HALF:
+            products, share = F.linear(pooled(x), self.fc1.weight), 1.0
+        else:
+            # A product of matrices takes longer to begin.
+            products = (self.fc1.weight * x.sum(dim=(2, 3)).unsqueeze(1)).sum(2)
+            share = 1 / (x.shape[2] * x.shape[3])
+        logits = [self._logit(of_image, share) for of_image in products.tolist()]
         thresholds = self.threshold.tolist()
         if not isinstance(thresholds, list):
             thresholds = [thresholds] * len(logits)
         return [logit > least for logit, least in zip(logits, thresholds, strict=True)], logits
 
+    def _logit(self, products: list[float], share: float) -> float:
+        logit = self._last_bias
+        for product, bias, weight in zip(products, self._biases, self._last, strict=True):
+            unit = product * share + bias
+            if not unit <= 0:  # What is not a number stays so.
+                logit += unit * weight
+        return logit
+
     def logit(self, x: Tensor) -> Tensor:
         """Return the logit difference "execute" minus "skip", ``(N,)`` in float32."""
-        hidden = self._hidden(x).relu_()
-        return F.linear(hidden, self.fc2.weight, self.fc2.bias).squeeze(1).float()
-
-    def _hidden(self, x: Tensor) -> Tensor:
-        if x.dtype in (torch.float16, torch.bfloat16):
-            return cast(Tensor, self.fc1(pooled(x)))  # a sum of half precision is soon too large
-        total = x.sum(dim=(2, 3))
-        share = 1 / (x.shape[2] * x.shape[3])
-        return torch.addmm(self.fc1.bias, total, self.fc1.weight.t(), alpha=share)
+        if x.dtype in _HALF:  # A sum of half precision is soon too large.
+            hidden = self.fc1(pooled(x))
+        else:
+            share = 1 / (x.shape[2] * x.shape[3])
+            hidden = torch.addmm(self.fc1.bias, x.sum(dim=(2, 3)), self.fc1.weight.t(), alpha=share)
+        return F.linear(hidden.relu_(), self.fc2.weight, self.fc2.bias).squeeze(1).float()
