@@ -114,7 +114,7 @@ class _AddScaled(Function):
         factor = _of_images(scale, grad)
         if torch.is_grad_enabled():  # This gradient's own gradient is wanted too.
             return grad, grad * factor, (grad * added).flatten(1).sum(1)
-        if grad.device.type == "cpu" and bool((scale == 1).all()):
+        if _on_cpu(grad) and bool((scale == 1).all()):
             return grad, grad, _inner_products(grad, added)
         return grad, grad * factor, _inner_products(grad, added)
 
@@ -135,7 +135,11 @@ def fork_images(x: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
                 [1., 1.],
                 [3., 3.]])
     """
-    whole, taken = _Fork.apply(x, chosen)
+    last = _is_channels_last(x)
+    # Permuted out here: a view that a function returned among others may not be written to.
+    whole, taken = _Fork.apply(x.permute(0, 2, 3, 1) if last else x, chosen)
+    if last:
+        return whole.permute(0, 3, 1, 2), taken.permute(0, 3, 1, 2)
     return whole, taken
 
 
@@ -143,12 +147,12 @@ class _Fork(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(chosen)
-        return x.view_as(x), take_images(x, chosen)
+        return x.view_as(x), x.index_select(0, chosen)
 
     @staticmethod
     def backward(ctx: Any, whole: Tensor, taken: Tensor) -> tuple[Tensor, None]:
         (chosen,) = ctx.saved_tensors
-        return add_to_images(whole, chosen, taken), None
+        return whole.index_add(0, chosen, taken), None
 
 
 def add_executed(
@@ -162,7 +166,7 @@ def add_executed(
         x: ``(N, C, ...)``.
         executed: ``(M,)``, the images whose factor is 1, and ``(M, C, ...)``, what these get.
         skipped: ``(N - M,)``, the other images, and ``(N - M, C, ...)``, what those would get.
-        scale: ``(N,)``, each 0 or 1.
+        scale: ``(N,)``, each 0 or 1 as these say; only its gradient is asked for.
 
     Example:
         >>> scale = torch.tensor([0.0, 1.0], requires_grad=True)
@@ -174,16 +178,16 @@ def add_executed(
         ([[1.0, 1.0, 1.0], [5.0, 6.0, 7.0]], tensor([ 6., 15.]))
     """
     dtype = torch.result_type(x, executed[1])
-    values = (v.to(dtype) for v in (x, executed[1], skipped[1], scale))
+    values = (v.to(dtype) for v in (x, scale, executed[1], skipped[1]))
     joined: Tensor = _AddExecuted.apply(*values, executed[0], skipped[0])
     return joined
 
 
 class _AddExecuted(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, executed: Tensor, *others: Tensor) -> Tensor:
-        skipped, _, chosen, left = others
-        ctx.save_for_backward(executed, skipped, chosen, left)
+    def forward(ctx: Any, x: Tensor, _scale: Tensor, *parted: Tensor) -> Tensor:
+        ctx.save_for_backward(*parted)
+        executed, _, chosen, _ = parted
         return add_to_images(x, chosen, executed)
 
     @staticmethod
@@ -194,12 +198,12 @@ class _AddExecuted(Function):
         of_scale = grad.new_empty(len(grad))
         of_scale[chosen] = _inner_products(of_executed, executed)
         of_scale[left] = _inner_products(of_skipped, skipped)
-        return grad, of_executed, None, of_scale, None, None
+        return grad, of_scale, of_executed, None, None, None
 
 
 def _inner_products(a: Tensor, b: Tensor) -> Tensor:
-    """Return that of each image's values, ``(N,)``, without a product as large in memory."""
-    few = len(a) if a.is_cuda else max(1, _CACHED // max(1, a.shape[1:].numel()))
+    """Return that of each image's values, ``(N,)``; on a CPU few images at a time."""
+    few = max(1, _CACHED // max(1, a.shape[1:].numel())) if _on_cpu(a) else len(a)
     product = torch.empty_like(a[:few])
     dims = tuple(range(1, a.ndim))
     products = [
@@ -211,6 +215,10 @@ def _inner_products(a: Tensor, b: Tensor) -> Tensor:
 
 def _of_images(scale: Tensor, x: Tensor) -> Tensor:
     return scale.view(-1, *[1] * (x.ndim - 1))
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu"
 
 
 def _is_channels_last(x: Tensor) -> bool:

@@ -195,13 +195,17 @@ def test_in_training_all_images_are_computed_and_multiplied() -> None:
     assert all(parameter.grad is not None for parameter in gated_block.parameters())
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("open_images", [[], [1], [0, 2], [0, 1, 2]])
 @pytest.mark.parametrize("kind", BLOCKS.values(), ids=BLOCKS)
 def test_gradients_are_those_of_the_mask_though_skipped_images_have_no_graph(
-    kind: type[nn.Module], open_images: list[int], monkeypatch: pytest.MonkeyPatch
+    kind: type[nn.Module],
+    open_images: list[int],
+    memory_format: torch.memory_format,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, gated_block = gated(kind)
-    x = torch.randn(3, 4, 5, 5)
+    x = torch.randn(3, 4, 5, 5).contiguous(memory_format=memory_format)
     scale = torch.tensor([float(image in open_images) for image in range(3)])
     gated_block.gate.register_forward_hook(
         lambda _gate, _x, made: made._replace(scale=scale, run="scaled")
@@ -211,7 +215,7 @@ def test_gradients_are_those_of_the_mask_though_skipped_images_have_no_graph(
         lambda _, given, out: with_graph.extend([len(given[0])] * out.requires_grad)
     )
     found = []
-    for least in (1 / 8, 2.0):
+    for least in (1 / 16, 2.0):
         monkeypatch.setattr("aigtool.blocks._WORTH_PARTING", least)
         gated_block.zero_grad()
         inputs = x.clone().requires_grad_(), scale.requires_grad_()
@@ -223,6 +227,21 @@ def test_gradients_are_those_of_the_mask_though_skipped_images_have_no_graph(
         found.append({"out": out.detach(), "x": inputs[0].grad, "scale": scale.grad, **weights})
     assert with_graph == [len(open_images), 3][len(open_images) == 0 :]
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(("images", "is_parted"), [(16, True), (17, False)])
+def test_images_are_parted_from_a_sixteenth_of_skipped_ones_on(
+    images: int, is_parted: bool
+) -> None:
+    _, gated_block = gated(InPlace)
+    scale = torch.tensor([0.0] + [1.0] * (images - 1))
+    gated_block.gate.register_forward_hook(
+        lambda _gate, _x, made: made._replace(scale=scale, run="scaled")
+    )
+    seen: list[int] = []
+    gated_block.conv2.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    gated_block(torch.randn(images, 4, 5, 5, requires_grad=True))
+    assert seen == ([1, images - 1] if is_parted else [images])
 
 
 def test_images_that_share_statistics_are_not_parted() -> None:

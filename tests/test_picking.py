@@ -98,7 +98,10 @@ def test_each_image_by_its_factor_is_plain_arithmetic(
     assert_same_gradients(joined, plain, inputs)
 
 
-@pytest.mark.parametrize("cached", [20, 2**18], ids=["in pieces", "at once"])
+PIECES = pytest.mark.parametrize("cached", [4, 20, 2**19], ids=["one", "some", "all"])
+
+
+@PIECES
 def test_its_gradient_is_right_and_has_a_gradient(
     cached: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +110,33 @@ def test_its_gradient_is_right_and_has_a_gradient(
     inputs.append(torch.randn(5, dtype=torch.double, requires_grad=True))
     assert torch.autograd.gradcheck(add_scaled, inputs)
     assert torch.autograd.gradgradcheck(add_scaled, inputs)
+
+
+@PIECES
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_what_is_executed_is_summed_in_pieces(
+    cached: int, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aigtool.picking._CACHED", cached)
+    whole, left = torch.tensor([4, 0, 1]), torch.tensor([2, 3])
+    x, added = torch.randn(2, 5, 2, 2, 2, dtype=torch.double).contiguous()
+    x, added = (v.contiguous(memory_format=memory_format) for v in (x, added))
+    scale = torch.tensor([1.0, 1, 0, 0, 1], dtype=torch.double)
+    inputs = [value.requires_grad_() for value in (x, added, scale)]
+    with torch.no_grad():
+        skipped = left, take_images(added, left)
+    joined = add_executed(x, (whole, take_images(added, whole)), skipped, scale)
+    assert_same_gradients(joined, add_scaled(*inputs), inputs)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_what_is_taken_may_be_written_to(memory_format: torch.memory_format) -> None:
+    x = torch.randn(5, 2, 3, 4).contiguous(memory_format=memory_format).requires_grad_()
+    whole, taken = fork_images(x, torch.tensor([3, 0]))
+    (whole.sum() + taken.relu_().sum()).backward()
+    expected = torch.ones_like(x)
+    expected[[3, 0]] += (x[[3, 0]] > 0).float()
+    assert torch.equal(x.grad, expected)
 
 
 @pytest.mark.parametrize("other", [torch.float16, torch.bfloat16, torch.float64])

@@ -12,6 +12,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from aigtool.gates import Decision, Gate, pooled
 
+_HALF = (torch.float16, torch.bfloat16)
+"""Types in which a sum over positions is soon too large."""
+
 
 def fold_norms(network: nn.Module, norms: Mapping[str, str]) -> None:
     """Fold batch norms into convolutions, in place; the network computes the same but for rounding.
@@ -34,7 +37,6 @@ def fold_norms(network: nn.Module, norms: Mapping[str, str]) -> None:
         network.set_submodule(norm, getattr(after, "act", nn.Identity()))
 
 
-_HALF = (torch.float16, torch.bfloat16)
 FEW = 4
 """Most images of whose decisions Python numbers are computed: a tensor operation on so few takes
 longer to begin than to do, the more so as convolutions have driven its code out of the cache."""
@@ -88,8 +90,8 @@ class FoldedGate(Gate):
 
     def _remember(self) -> None:
         """Keep all but the first layer's weight as numbers, for few images."""
-        self._biases: list[float] = self.fc1.bias.tolist()
-        self._last: list[float] = self.fc2.weight[0].tolist()
+        self._first_bias: list[float] = self.fc1.bias.tolist()
+        self._last_weight: list[float] = self.fc2.weight[0].tolist()
         self._last_bias: float = self.fc2.bias.item()
 
     def few(self, x: Tensor) -> tuple[list[bool], list[float]]:
@@ -108,7 +110,9 @@ class FoldedGate(Gate):
 
     def _logit(self, products: list[float], share: float) -> float:
         logit = self._last_bias
-        for product, bias, weight in zip(products, self._biases, self._last, strict=True):
+        for product, bias, weight in zip(
+            products, self._first_bias, self._last_weight, strict=True
+        ):
             unit = product * share + bias
             if not unit <= 0:  # What is not a number stays so.
                 logit += unit * weight
@@ -116,7 +120,7 @@ class FoldedGate(Gate):
 
     def logit(self, x: Tensor) -> Tensor:
         """Return the logit difference "execute" minus "skip", ``(N,)`` in float32."""
-        if x.dtype in _HALF:  # A sum of half precision is soon too large.
+        if x.dtype in _HALF:
             hidden = self.fc1(pooled(x))
         else:
             share = 1 / (x.shape[2] * x.shape[3])
