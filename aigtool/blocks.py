@@ -18,13 +18,7 @@ from aigtool.graphs import (
     remove_constants,
 )
 from aigtool.modes import in_mode
-from aigtool.picking import (
-    add_executed,
-    add_scaled,
-    add_to_images,
-    fork_images,
-    take_images,
-)
+from aigtool.picking import add_executed, add_scaled, add_to_images, fork_images, take_images
 
 _ADDITIONS: frozenset[Any] = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
 _RELU: frozenset[Any] = frozenset({F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"})
