@@ -227,22 +227,23 @@ class _Search:
         what a pass with ``base`` showed, if there was one.
         """
         budget, flops = self.budget, self.flops
-        # Tried shifts that spend too much and those that do not: the best lies between them.
+        # The best shift is at least the one and less than the other: from a shift that was tried to
+        # the first logit on the way, decisions stay what they are.
         over, within = -np.inf, np.inf
         shift, best = 0.0, (np.inf, budget.least(flops))
         for tried in count(1):
             margins, spent, _ = first or self.run(base + shift)
             first = None
             if spent > budget.share:
-                over = max(over, shift)
+                over = max(over, shift + margins[margins > 0].min(initial=np.inf))
             else:
-                within = min(within, shift)
+                within = min(within, shift + margins[margins <= 0].max(initial=-np.inf))
                 if spent > best[1] or np.isinf(best[0]):
                     best = (shift, spent)
             if tried == _PASSES or 0 <= budget.share - best[1] <= _ENOUGH:
                 break
             shift += _step(margins, budget.weights(flops), budget.mean_rate(flops))
-            if not over < shift < within:
+            if not over <= shift < within:
                 shift = (over + within) / 2
             if not np.isfinite(shift) or within - over < _FINE:
                 break

@@ -1,5 +1,6 @@
 """Calibration against quantiles and on a network whose gates see each other's decisions."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from torch import nn
 from torchvision.transforms.functional import to_tensor
 
 from aigtool.budget import Budget
-from aigtool.calibration import _step, calibrate, clearing_move, threshold_move
+from aigtool.calibration import _Search, _step, calibrate, clearing_move, threshold_move
 from aigtool.conversion import convert, named_gates, recorded_decisions
 from aigtool.data.images import ImageSet, open_images
+from aigtool.data.loading import load_batches
 from aigtool.errors import UserError
 from aigtool.flops import count_flops
 from aigtool.models.description import InputSpec, PixelNetwork
@@ -156,6 +158,23 @@ def test_a_network_that_keeps_to_the_budget_may_spend_more(
     high = calibrate(network, images, Budget(0.8), flops)
     assert low.spent < high.spent <= 0.8
     assert np.mean(high.shifts) < 0
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("few", [3, 24])
+def test_a_quick_search_ends_when_no_decision_is_left_to_turn(
+    few: int, share: float, network: PixelNetwork, images: ImageSet
+) -> None:
+    """Halving the way between two shifts would take 20 passes to know them to a millionth."""
+    flops, budget = count_flops(network.network, SPEC.size), Budget(share)
+    chosen = images.limited(few)
+    found = calibrate(network, chosen, budget, flops, quick=True)
+    assert found.passes <= 15
+    assert found.spent <= share
+    search = _Search(network, partial(load_batches, chosen, batch_size=24), budget, flops)
+    margins = search.run(search.zero).margins
+    shift = margins[margins <= 0].max() - 1e-3
+    assert search.run(np.full(len(search.start), shift)).spent > share
 
 
 def test_gates_that_tell_no_images_apart_stay_within(images: ImageSet) -> None:

@@ -81,8 +81,17 @@ class Callbacks:
     on_epoch: Callable[[dict[str, Any]], None] = _unheard
 
 
-def complete(config: FinetuneConfig, model: Model, teacher: Model | None) -> FinetuneConfig:
-    """Return options with what holds for this network where nothing is given."""
+def complete(
+    config: FinetuneConfig, model: Model, teacher: Model | None, places: Sequence[str]
+) -> FinetuneConfig:
+    """Return options with what holds for this network where nothing is given.
+
+    Args:
+        config: As given.
+        model: To be trained.
+        teacher: To learn from, if not the network before gating.
+        places: ``places_of`` them.
+    """
     own = [gate.target for _, gate in named_gates(model.network)]
     if config.is_per_layer and config.targets is None and own and None not in own:
         if config.target_rate is not None:
@@ -94,8 +103,7 @@ def complete(config: FinetuneConfig, model: Model, teacher: Model | None) -> Fin
     elif config.target_rate is None and config.target_flops is None and config.targets is None:
         config = replace(config, target_rate=TARGET_RATE)
     can_distill = teacher is not None or not model.description.new_classifier
-    can_hint = bool(places_of(model, teacher))
-    if config.hints and not can_hint:
+    if config.hints and not places:
         raise UserError(
             f"hints {config.hints:g}: the network to learn from has other stages, or none; "
             "expected the network before gating, or hints 0"
@@ -104,7 +112,7 @@ def complete(config: FinetuneConfig, model: Model, teacher: Model | None) -> Fin
     are_fresh = bool(gates) and all(gate.is_fresh for gate in gates)
     # The loss of a new classifier tells nothing of blocks.
     can_spare = are_fresh and not model.description.new_classifier
-    return config.completed(can_distill, is_trained(model.network), can_hint, can_spare)
+    return config.completed(can_distill, is_trained(model.network), bool(places), can_spare)
 
 
 def places_of(model: Model, teacher: Model | None) -> list[str]:
@@ -163,7 +171,8 @@ def finetune(
     folder = RunFolder(out)
     if teacher is not None:
         check_comparable(model.description, teacher.description, "to learn from")
-    config = complete(folder.begun(config) if resume else config, model, teacher)
+    places = places_of(model, teacher)
+    config = complete(folder.begun(config) if resume else config, model, teacher, places)
     description = replace(
         model.description,
         class_names=model.description.class_names or train.classes,
@@ -172,7 +181,7 @@ def finetune(
     is_gated = any(named_gates(model.network))
     model.network.to(device)
     before = teacher or _before(model, description, folder if resume and is_gated else None)
-    networks, flops = _networks(model, before, config)
+    networks, flops = _networks(model, before, config, places)
     network = networks.kept
     gates, seen = dict(named_gates(network)), config.looks * len(train)
     objective = Objective(
@@ -313,10 +322,11 @@ def _before(model: Model, description: Description, begun: RunFolder | None) -> 
     return before
 
 
-def _networks(model: Model, before: Model, config: FinetuneConfig) -> tuple[Networks, NetworkFlops]:
+def _networks(
+    model: Model, before: Model, config: FinetuneConfig, places: Sequence[str]
+) -> tuple[Networks, NetworkFlops]:
     """Make what is trained, what is kept and what is learnt from; count what is kept."""
     description = model.description
-    places = [f"network.{name}" for name in places_of(model, before)]
     trained = model.network
     flops = count_flops(trained, description.input.size)
     if flops.gated_blocks:
@@ -337,7 +347,8 @@ def _networks(model: Model, before: Model, config: FinetuneConfig) -> tuple[Netw
     )
     teacher = PixelNetwork(before.network, before.description.input).to(device)
     frozen = teacher.eval().requires_grad_(False)
-    return Networks(trained, kept, frozen, description.num_classes, places), flops
+    shared = [f"network.{name}" for name in places]
+    return Networks(trained, kept, frozen, description.num_classes, shared), flops
 
 
 def _set_targets(network: nn.Module, config: FinetuneConfig) -> None:

@@ -20,7 +20,7 @@ from aigtool.models.files import Model
 from aigtool.output import records, replacing, write_json
 from aigtool.trace import ExecutionTrace
 from aigtool.training.config import FinetuneConfig
-from aigtool.training.loop import Callbacks, complete, finetune
+from aigtool.training.loop import Callbacks, complete, finetune, places_of
 from aigtool.training.run_folder import RunFolder
 
 GATED = "gated"
@@ -94,7 +94,7 @@ def run_points(
     Raises:
         UserError: As ``finetune``, or a run that was begun had other options.
     """
-    recipe = complete(recipe, model, teacher)
+    recipe = complete(recipe, model, teacher, places_of(model, teacher))
     names = {point.name for point in points}
     earlier = [point for point in points_in(out) if point.name not in names]
     folders = {point: RunFolder(Path(out) / point.name) for point in [*points, *earlier]}

@@ -17,7 +17,7 @@ from aigtool.models.files import Model
 from aigtool.models.zoo import create_network
 from aigtool.training.config import FinetuneConfig
 from aigtool.training.hints import recorded_features, shared_places, stage_ends
-from aigtool.training.loop import complete, finetune
+from aigtool.training.loop import complete, finetune, places_of
 from aigtool.training.objective import Objective
 
 
@@ -70,10 +70,11 @@ def test_a_network_of_other_stages_gives_no_hints(
     assert shared_places(create_network("resnet26"), thin, size) == []
 
     model = Model(convert(small_network), Description("", 3, input=InputSpec(size=size)))
-    assert complete(FinetuneConfig(), model, None).hints == 10
+    own = places_of(model, None)
+    assert complete(FinetuneConfig(), model, None, own).hints == 10
     taught = Model(deeper, Description("cifar_resnet32", 3, input=InputSpec(size=size)))
-    assert complete(FinetuneConfig(), model, taught).hints == 0
-    assert complete(FinetuneConfig(distill=0.0), model, None).hints == 0
+    assert complete(FinetuneConfig(), model, taught, places_of(model, taught)).hints == 0
+    assert complete(FinetuneConfig(distill=0.0), model, None, own).hints == 0
     train, val = (open_images(str(image_folder), part, to_tensor) for part in ("train", "val"))
     config = FinetuneConfig(hints=1.0)
     with pytest.raises(UserError, match="other stages, or none"):
