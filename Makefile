@@ -5,10 +5,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
-# $(call install,requirement): through uv where it can be had, else through pip.
+# $(call install,requirement): through uv where it can be had, else through pip. Both leave byte code,
+# without which each start takes some ten seconds more where Python may not write it itself.
 define install
 	@if $(BIN)/python -m pip install --quiet uv 2>/dev/null; then \
-	  $(BIN)/uv pip install --quiet --python $(BIN)/python --editable '$(1)'; \
+	  $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '$(1)'; \
 	else \
 	  $(BIN)/python -m pip install --quiet --editable '$(1)'; \
 	fi

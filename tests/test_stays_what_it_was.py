@@ -17,11 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 import aigtool.gates
 from aigtool.cli.main import run
 from aigtool.conversion import convert, forced_decisions, gate_policy, named_gates
-from aigtool.models.zoo import TORCHVISION, create_network
+from aigtool.models.zoo import create_network
 from tests.proof import enliven
 
-NETWORKS = ("resnet50", "resnetv2_50", "nf_resnet26", "torchvision:resnet50")
-TIMM_NETWORKS = tuple(name for name in NETWORKS if not name.startswith(TORCHVISION))
+SMALL = ("resnet26", "resnetv2_18", "nf_resnet26", "torchvision:resnet18")
+LARGE = ("resnet50", "resnetv2_50", "torchvision:resnet50")
+NETWORKS = (*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE))
+TIMM_NETWORKS = (*SMALL[:3], *NETWORKS[4:6])
 SIZE = 64
 
 
@@ -272,7 +274,7 @@ def work(rank: int, folder: str) -> None:
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     differences = {}
-    for name in NETWORKS:
+    for name in (*SMALL, *LARGE):
         torch.manual_seed(0)
         network = convert(enliven(create_network(name, num_classes=5), 32)).double().train()
         for _, gate in named_gates(network):
@@ -301,7 +303,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
     for rank in range(2):
         differences = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert set(differences) == set(NETWORKS)
+        assert set(differences) == {*SMALL, *LARGE}
         for found in differences.values():
             # In float64, but for the gates' logits, which are float32.
             worst = max(found, key=found.__getitem__)

@@ -21,8 +21,8 @@ from tests.analysis.test_rates import make_trace
 @pytest.mark.parametrize(
     ("classes", "gates", "rate"),
     [
-        *((2, 8, 0.5), (10, 27, 0.5), (10, 54, 0.0), (10, 54, 1.0), (100, 150, 0.5)),
-        (1000, 54, 0.5),
+        *((2, 8, 0.5), (10, 27, 0.5), (10, 54, 0.0), (10, 54, 1.0), (1000, 54, 0.5)),
+        pytest.param(100, 150, 0.5, marks=pytest.mark.slow),
         pytest.param(1000, 8, 0.0005, marks=pytest.mark.slow),  # most classes are alike
     ],
 )

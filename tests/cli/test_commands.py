@@ -182,8 +182,8 @@ def test_an_output_that_exists_is_replaced_with_force(aigtool: Command, model: P
     ("weights", "correct"),
     [
         ("resnet20-12fca82f.th", 465),
-        ("resnet32-d509ac18.th", 474),
-        ("resnet44-014dd654.th", 468),
+        pytest.param("resnet32-d509ac18.th", 474, marks=pytest.mark.slow),
+        pytest.param("resnet44-014dd654.th", 468, marks=pytest.mark.slow),
         ("resnet56-4bfd9763.th", 470),
     ],
 )

@@ -38,8 +38,8 @@ class Browser:
     def run(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)
 
-    def mouse(self) -> Any:
-        """Return a mouse that is told where to move."""
+    def actions(self) -> Any:
+        """Return what mouse and keys are told to do."""
         return self.webdriver.ActionChains(self.driver)
 
     def find(self, selector: str) -> Any:

@@ -40,8 +40,7 @@ def _of(classes: int, gates: int, images: int) -> Results:
 
 
 def _press(browser: Browser, *keys: str) -> None:
-    for key in keys:
-        browser.driver.switch_to.active_element.send_keys(key)
+    browser.actions().send_keys(*keys).perform()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -155,7 +154,7 @@ def test_a_cell_tells_class_gate_rate_and_count(browser: Browser, ten: Path) -> 
     row = browser.texts(NAMES).index("class 4") + 1
     cell = browser.find(f"{HEATMAP} tbody tr:nth-child({row}) td:nth-child({GATE + 7})")
     assert cell.text == str(round(5 * count))
-    mouse = browser.mouse()
+    mouse = browser.actions()
     mouse.move_to_element(cell).perform()
     assert browser.find(TIP).text == told
     mouse.move_to_element(browser.find("h1")).perform()
@@ -175,7 +174,7 @@ def test_points_of_curves_tell_their_values(browser: Browser, whole: Path) -> No
     plot = browser.find("#sweeps .plot")
     browser.run("arguments[0].scrollIntoView({block: 'center'})", plot)
     points = plot.find_elements("css selector", ".trace.scatter")[2]
-    browser.mouse().move_to_element(points.find_elements("css selector", ".point")[1]).perform()
+    browser.actions().move_to_element(points.find_elements("css selector", ".point")[1]).perform()
     browser.until(lambda: bool(browser.texts("#sweeps .hovertext")))
     [said] = browser.texts("#sweeps .hovertext")
     assert re.fullmatch(r"flops 0.[46], mean of 1: 80.0 %, 80 of 100 right, 1.\d+ GFLOPs", said)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from torch import nn
 from torchvision.transforms.functional import to_tensor
 
@@ -11,6 +12,14 @@ from aigtool.data.images import ImageSet, open_images
 from aigtool.models.description import Description
 from aigtool.models.files import Model
 from tests.training.small import SPEC
+
+
+@pytest.fixture(autouse=True)
+def _blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands draw the real one after each epoch, which takes longer than an epoch here."""
+    monkeypatch.setattr(
+        "aigtool.training.run_folder.training_figure", lambda _: Figure(figsize=(1, 1))
+    )
 
 
 @pytest.fixture

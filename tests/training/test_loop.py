@@ -20,7 +20,7 @@ from aigtool.models.files import Model, load_model
 from aigtool.models.zoo import create_network
 from aigtool.trace import ExecutionTrace, collect_trace
 from aigtool.training.config import FinetuneConfig, Target, read_settings
-from aigtool.training.loop import Callbacks, finetune, measure_expected_rates
+from aigtool.training.loop import Callbacks, finetune, is_best, measure_expected_rates
 from aigtool.training.objective import MOST_EXCESS
 from aigtool.training.trainer import StepReport, batch_norms
 from tests.training.small import FAST, FILES, SPEC
@@ -232,14 +232,17 @@ def test_a_network_without_gates_just_trains(
     [([80.0, 85.0, 83.0, 82.0], 3), ([99.0, 80.0], 1), ([80.0, 79.0, 83.0], 3), ([80.0, 80.0], 2)],
 )
 def test_the_best_epoch_is_the_last_within_a_standard_error_of_the_most_accurate(
-    accuracies: list[float],
-    best: int,
-    model: Model,
-    train: ImageSet,
-    val: ImageSet,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    accuracies: list[float], best: int
 ) -> None:
+    rows = [{"val_top1": top1, "val_top1_stderr": 2.5} for top1 in accuracies]
+    told = [epoch for epoch in range(1, len(rows) + 1) if is_best(rows[:epoch])]
+    assert told[-1] == best
+
+
+def test_a_run_ends_with_its_best_epoch(
+    model: Model, train: ImageSet, val: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies, best = [80.0, 85.0, 83.0, 82.0], 3
     answers = iter(accuracies)
     summary = ExecutionTrace.summary
     monkeypatch.setattr(
