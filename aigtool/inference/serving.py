@@ -10,6 +10,7 @@ from aigtool.conversion import named_gates
 from aigtool.device import to_channels_last
 from aigtool.errors import UserError
 from aigtool.inference.folding import FoldedGate, fold_norms
+from aigtool.inference.packing import pack_convolutions
 from aigtool.inference.reading import read
 from aigtool.inference.skipping import SkippingBlock
 
@@ -48,6 +49,7 @@ def serve(network: Network, input_size: tuple[int, int, int] = (3, 224, 224)) ->
     served = copy.deepcopy(network).eval().requires_grad_(False)
     found = read(served, input_size)
     fold_norms(served, found.norms)
+    pack_convolutions(served)
     for name, gate in list(named_gates(served)):
         served.set_submodule(f"{name}.gate", FoldedGate(gate))
     blocks = {name: m for name, m in served.named_modules() if isinstance(m, GatedBlock)}

@@ -1,0 +1,123 @@
+"""Packed convolutions against those that they were made of."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aigtool.inference import packing
+from aigtool.inference.packing import PackedConvolution, pack_convolutions
+
+GEOMETRIES = (
+    {"kernel_size": 1},
+    {"kernel_size": 1, "stride": 2, "bias": False},
+    {"kernel_size": 3, "padding": 1},
+    {"kernel_size": (3, 5), "padding": (1, 2), "stride": (2, 1)},
+    {"kernel_size": 3, "padding": 2, "dilation": 2, "groups": 2},
+    {"kernel_size": 3, "groups": 16},
+)
+
+
+@pytest.fixture(params=GEOMETRIES, ids=str)
+def convolution(request: pytest.FixtureRequest) -> nn.Conv2d:
+    made = nn.Conv2d(16, 32, **request.param).eval()
+    return made.to(memory_format=torch.channels_last)
+
+
+@pytest.fixture(params=[torch.no_grad, torch.inference_mode])
+def _without_gradients(request: pytest.FixtureRequest) -> Iterator[None]:
+    with request.param():
+        yield
+
+
+def images(count: int, size: int = 7) -> Tensor:
+    return torch.randn(count, 16, size, size).contiguous(memory_format=torch.channels_last)
+
+
+def is_near(actual: Tensor, expected: Tensor) -> bool:
+    """Whether they differ by the rounding of another order of 400 products at most."""
+    return bool((actual - expected).abs().max() <= 1e-5 * expected.abs().max())
+
+
+@pytest.mark.usefixtures("_without_gradients")
+def test_it_is_the_convolution_for_any_image(convolution: nn.Conv2d) -> None:
+    packed = PackedConvolution(convolution)
+    for x in (images(1), images(1).contiguous(), images(3)[1:2], images(1, 9), images(1)):
+        output = packed(x)
+        assert is_near(output, convolution(x))
+        assert output.is_contiguous(memory_format=torch.channels_last)
+    assert (packed._packed is not None) == packing._CAN_PACK
+
+
+@torch.inference_mode()
+def test_a_batch_leaves_it_as_it_is(convolution: nn.Conv2d) -> None:
+    packed, x = PackedConvolution(convolution), images(1)
+    packed(x)
+    before, batch = packed._packed, images(2)
+    assert torch.equal(packed(batch), convolution(batch))
+    packed(x)
+    assert packed._packed is before
+
+
+@torch.inference_mode()
+def test_what_cannot_be_packed_is_computed_as_before(
+    convolution: nn.Conv2d, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, x = PackedConvolution(convolution), images(1)
+    assert packed(x[:0]).shape == convolution(x[:0]).shape
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(packed(x), convolution(x))
+        assert packed(x).dtype == torch.bfloat16
+    monkeypatch.setattr(packing, "_CAN_PACK", False)
+    assert torch.equal(packed(x), convolution(x))
+    assert packed._packed is None
+
+
+@pytest.mark.usefixtures("_without_gradients")
+def test_it_follows_its_weight(convolution: nn.Conv2d) -> None:
+    packed, other, x = PackedConvolution(convolution), copy.deepcopy(convolution), images(1)
+    before = packed(x)
+    other.weight.neg_()
+    packed.load_state_dict(other.state_dict())
+    assert is_near(packed(x), other(x))
+    assert not is_near(packed(x), before)
+    assert is_near(packed.double()(x.double()), other.double()(x.double()))
+    assert is_near(packed.float()(x), other.float()(x))
+    twin = copy.deepcopy(packed)
+    twin.load_state_dict({key: 2 * value for key, value in packed.state_dict().items()})
+    assert is_near(twin(x), 2 * packed(x))
+
+
+def test_gradients_pass_through_it(convolution: nn.Conv2d) -> None:
+    packed, x = PackedConvolution(convolution), images(1).requires_grad_()
+    packed(x).square().sum().backward()
+    expected = torch.autograd.grad(convolution(x).square().sum(), [x, convolution.weight])
+    assert torch.equal(x.grad, expected[0])
+    assert torch.equal(packed.weight.grad, expected[1])
+    assert packed._packed is None
+
+
+def test_a_compiler_sees_the_convolution(convolution: nn.Conv2d) -> None:
+    packed, x = PackedConvolution(convolution), images(1)
+    with torch.no_grad():
+        graph = torch.export.export(packed, (x,)).graph
+    names = {str(node.target) for node in graph.nodes if node.op == "call_function"}
+    assert names == {"aten.conv2d.default"}
+
+
+def test_only_plain_convolutions_are_packed() -> None:
+    class Other(nn.Conv2d):
+        pass
+
+    plain, reflecting = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1, padding_mode="reflect")
+    same = nn.Conv2d(3, 3, 3, padding="same")
+    network = nn.Sequential(plain, reflecting, same, Other(3, 3, 1))
+    keys = list(network.state_dict())
+    pack_convolutions(network)
+    assert isinstance(network[0], PackedConvolution)
+    assert network[0].weight is plain.weight
+    assert [*network][1:3] == [reflecting, same]
+    assert type(network[3]) is Other
+    assert list(network.state_dict()) == keys
