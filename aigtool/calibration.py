@@ -31,6 +31,8 @@ _CLEAR = 0.01
 """Logits from a threshold at which a decision is safe from another machine's rounding."""
 _NEAR = 0.004
 """What is left of the budget when no gate is asked for more."""
+_ROUNDING = 1e-9
+"""What is spent beyond the budget by no more is the rounding of a sum."""
 
 
 @dataclass(frozen=True)
@@ -130,11 +132,12 @@ def calibrate(
     shifts, spent = search.zero, first.spent
     if not quick:
         shifts, spent = search.gate_by_gate(first, progress)
-    if quick or spent > budget.share:
+    if quick or spent > search.most:
         shifts, spent = search.together(shifts, first if quick else None)
     shifts = shifts + [clearing_move(margins) for margins in search.run(shifts).margins.T]
     search.set(shifts)
     rates = (first.margins > 0).mean(axis=0)
+    spent = min(spent, budget.share)
     return Calibration(
         tuple(shifts.tolist()), spent, first.spent, tuple(rates.tolist()), search.passes
     )
@@ -155,6 +158,7 @@ class _Search:
         self.start = [gate.threshold.clone() for gate in self.gates.values()]
         self.zero = np.zeros(len(self.start))
         self.budget, self.flops = budget, flops
+        self.most = budget.share + _ROUNDING
         self.weights = budget.span(flops) * budget.weights(flops)
         self.batches = batches
         self.passes = 0
@@ -189,7 +193,7 @@ class _Search:
         """Change one threshold at a time, where it costs the least loss or gains the most."""
         shifts, share = self.zero, self.budget.share
         way, done = abs(now.spent - share), 0.0
-        while not share - _NEAR <= now.spent <= share:
+        while not share - _NEAR <= now.spent <= self.most:
             excess = now.spent - share
             step = max(_STEP, abs(excess) / 4)
             wanted = float(np.clip(excess, -step, step))
@@ -217,7 +221,7 @@ class _Search:
 
     def _is_nearer(self, now: float, then: float) -> bool:
         share = self.budget.share
-        return abs(then - share) < abs(now - share) and (now > share or then <= share)
+        return abs(then - share) < abs(now - share) and (now > self.most or then <= self.most)
 
     def together(self, base: Floats, first: _Pass | None = None) -> tuple[Floats, float]:
         """Add one logit to all thresholds: that with the most spent within the budget.
@@ -234,13 +238,13 @@ class _Search:
         for tried in count(1):
             margins, spent, _ = first or self.run(base + shift)
             first = None
-            if spent > budget.share:
+            if spent > self.most:
                 over = max(over, shift + margins[margins > 0].min(initial=np.inf))
             else:
                 within = min(within, shift + margins[margins <= 0].max(initial=-np.inf))
                 if spent > best[1] or np.isinf(best[0]):
                     best = (shift, spent)
-            if tried == _PASSES or 0 <= budget.share - best[1] <= _ENOUGH:
+            if tried == _PASSES or budget.share - best[1] <= _ENOUGH:
                 break
             shift += _step(margins, budget.weights(flops), budget.mean_rate(flops))
             if not over <= shift < within:

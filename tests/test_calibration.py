@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.transforms.functional import to_tensor
 
 from aigtool.budget import Budget
-from aigtool.calibration import _Search, _step, calibrate, clearing_move, threshold_move
+from aigtool.calibration import _Pass, _Search, _step, calibrate, clearing_move, threshold_move
 from aigtool.conversion import convert, named_gates, recorded_decisions
 from aigtool.data.images import ImageSet, open_images
 from aigtool.data.loading import load_batches
@@ -177,6 +177,25 @@ def test_a_quick_search_ends_when_no_decision_is_left_to_turn(
     margins = search.run(search.zero).margins
     shift = margins[margins <= 0].max() - 1e-3
     assert search.run(np.full(len(search.start), shift)).spent > share
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.7, 0.9])
+def test_a_budget_that_can_be_spent_to_the_last_bit_is(share: float, network: PixelNetwork) -> None:
+    """Of 20 images and 9 gates, whatever their sums round to."""
+    flops = count_flops(network.network, SPEC.size)
+    search = _Search(network, list, Budget(share), flops)
+    for seed in range(40):
+        margins = np.random.default_rng(seed).normal(size=(20, 9))
+
+        def run(shifts: np.ndarray, margins: np.ndarray = margins) -> _Pass:
+            left = margins - shifts
+            return _Pass(left, search.budget.spent((left > 0).mean(axis=0), flops), 0.0)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(search, "run", run)
+            shifts, spent = search.together(search.zero)
+        assert spent == pytest.approx(share, abs=1e-9)
+        assert (margins > shifts).mean() == pytest.approx(share, abs=1e-9)
 
 
 def test_gates_that_tell_no_images_apart_stay_within(images: ImageSet) -> None:

@@ -1,7 +1,7 @@
 """Convolutions that keep their weights as oneDNN computes with them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,22 @@ _CAN_PACK = (
 """The operators are those that ``torch.compile`` uses, and are not promised to users."""
 
 
+class _Packed(NamedTuple):
+    """A weight laid out for an image, and which weight that was."""
+
+    shape: torch.Size
+    stamp: tuple[int, int]
+    weight: Tensor
+
+
 class PackedConvolution(nn.Conv2d):
     """A convolution that lays its weight out once, where PyTorch does so in each call.
 
-    Of one image with small features that takes up to half of a convolution's time. Batches do not
-    have it, as the best layout changes with their size, and one is slowly brought into another:
-    they are left to PyTorch, and so is what cannot be packed (another type or device, gradients
-    wanted, autocast or a compiler at work, operators missing).
+    Of one image with small features that takes up to half of a convolution's time. The best layout
+    changes with the number of images and their size, and one is slowly brought into another: one
+    image of the size that was seen first has it. All else is left to PyTorch, and so is what cannot
+    be packed (another type or device, gradients wanted, autocast or a compiler at work, operators
+    missing).
 
     Args:
         convolution: Its parameters are shared.
@@ -42,32 +51,38 @@ class PackedConvolution(nn.Conv2d):
         )
         self.weight, self.bias = plain.weight, plain.bias
         self.train(plain.training)
-        self._packed: tuple[torch.Size, Tensor] | None = None
-        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
-            lambda loaded, _: loaded._forget()
-        )
+        self._packed: _Packed | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(N, C, H, W)``."""
         if not self._can_pack(x):
             return super().forward(x)
-        packed = self._packed
-        if packed is None or packed[0] != x.shape:
-            packed = self._packed = x.shape, self._pack(x.shape)
+        packed, stamp = self._packed, self._stamp()
+        if packed is None or packed.stamp != stamp:
+            packed = self._packed = _Packed(x.shape, stamp, self._pack(x.shape))
+        if packed.shape != x.shape:
+            return super().forward(x)
         return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
-            x, packed[1], self.bias, *self._geometry(), "none", [], ""
+            x, packed.weight, self.bias, *self._geometry(), "none", [], ""
         )
 
     def _can_pack(self, x: Tensor) -> bool:
         return (
             _CAN_PACK
+            and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
             and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
-            and len(x) == 1
+            and x.ndim == 4
+            and x.shape[:2] == (1, self.in_channels)
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
         )
+
+    def _stamp(self) -> tuple[int, int]:
+        """Return what changes when the weight is replaced, or written to outside inference mode."""
+        weight = self.weight
+        return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
     def _geometry(self) -> tuple[Any, ...]:
         return self.padding, self.stride, self.dilation, self.groups
@@ -79,12 +94,14 @@ class PackedConvolution(nn.Conv2d):
         )
         return packed
 
-    def _forget(self) -> None:
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Load its part of a state, as ``nn.Module`` does."""
+        super()._load_from_state_dict(*args)
         self._packed = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedConvolution":
         """Move or convert it, as ``nn.Module`` does."""
-        self._forget()
+        self._packed = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Packed convolutions against those that they were made of."""
 
 import copy
+import pickle
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from aigtool.inference import packing
 from aigtool.inference.packing import PackedConvolution, pack_convolutions
+from aigtool.inference.serving import serve
 
 GEOMETRIES = (
     {"kernel_size": 1},
@@ -37,7 +39,7 @@ def images(count: int, size: int = 7) -> Tensor:
 
 
 def is_near(actual: Tensor, expected: Tensor) -> bool:
-    """Whether they differ by the rounding of another order of 400 products at most."""
+    """Whether they differ by the rounding of other orders of products at most."""
     return bool((actual - expected).abs().max() <= 1e-5 * expected.abs().max())
 
 
@@ -57,7 +59,13 @@ def test_a_batch_leaves_it_as_it_is(convolution: nn.Conv2d) -> None:
     packed(x)
     before, batch = packed._packed, images(2)
     assert torch.equal(packed(batch), convolution(batch))
+    larger = images(1, 9)
+    assert torch.equal(packed(larger), convolution(larger))
     packed(x)
+    assert packed._packed is before
+    assert torch.equal(packed(batch[0]), convolution(batch[0]))
+    traced = torch.jit.trace(packed, (x,))
+    assert is_near(traced(x), convolution(x))
     assert packed._packed is before
 
 
@@ -83,11 +91,25 @@ def test_it_follows_its_weight(convolution: nn.Conv2d) -> None:
     packed.load_state_dict(other.state_dict())
     assert is_near(packed(x), other(x))
     assert not is_near(packed(x), before)
+    for layer in (packed, other):
+        layer._apply(lambda values: 3 * values)
+    assert is_near(packed(x), other(x))
     assert is_near(packed.double()(x.double()), other.double()(x.double()))
-    assert is_near(packed.float()(x), other.float()(x))
-    twin = copy.deepcopy(packed)
+    packed.float(), other.float()
+    for layer in (packed, other):
+        layer.weight = nn.Parameter(2 * layer.weight)
+    assert is_near(packed(x), other(x))
+    twin = pickle.loads(pickle.dumps(packed))
     twin.load_state_dict({key: 2 * value for key, value in packed.state_dict().items()})
     assert is_near(twin(x), 2 * packed(x))
+
+
+@torch.no_grad()
+def test_it_follows_a_weight_that_is_written_to(convolution: nn.Conv2d) -> None:
+    packed, x = PackedConvolution(convolution), images(1)
+    packed(x)
+    convolution.weight.mul_(2)
+    assert is_near(packed(x), convolution(x))
 
 
 def test_gradients_pass_through_it(convolution: nn.Conv2d) -> None:
@@ -105,6 +127,18 @@ def test_a_compiler_sees_the_convolution(convolution: nn.Conv2d) -> None:
         graph = torch.export.export(packed, (x,)).graph
     names = {str(node.target) for node in graph.nodes if node.op == "call_function"}
     assert names == {"aten.conv2d.default"}
+
+
+def test_a_served_network_packs_what_an_image_alone_runs(small_network: nn.Module) -> None:
+    served, x = serve(small_network, (3, 32, 32)), torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        assert is_near(served(x), small_network(x))
+        assert is_near(served(x), small_network(x))
+    layers = [module for module in served.modules() if isinstance(module, nn.Conv2d)]
+    assert len(layers) == 19
+    for layer in layers:
+        assert isinstance(layer, PackedConvolution)
+        assert (layer._packed is not None) == packing._CAN_PACK
 
 
 def test_only_plain_convolutions_are_packed() -> None:
