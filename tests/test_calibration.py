@@ -22,6 +22,7 @@ from aigtool.flops import count_flops
 from aigtool.models.description import InputSpec, PixelNetwork
 from aigtool.models.zoo import create_network
 from aigtool.trace import collect_trace
+from tests.marks import but_slow
 
 SPEC = InputSpec(size=(3, 32, 32))
 # Logits are float32: half of the least that is not 0 is not 0 in float64.
@@ -105,9 +106,7 @@ def test_the_threshold_rises_that_costs_the_least(network: PixelNetwork, images:
 
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("unit", ["rate", "flops"])
-@pytest.mark.parametrize(
-    "share", [0.3, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.5, 0.7)), 0.9]
-)
+@pytest.mark.parametrize("share", but_slow([0.3, 0.5, 0.7, 0.9], [0.5, 0.7]))
 def test_argmax_execution_meets_the_budget(
     unit: str, share: float, quick: bool, network: PixelNetwork, images: ImageSet
 ) -> None:

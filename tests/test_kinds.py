@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from aigtool.models.zoo import create_network
+from tests.marks import but_slow
 from tests.proof import count_blocks_in_source, kinds_of, prove
 
 NETWORKS = (
@@ -46,19 +47,14 @@ SLOW = ("botnet26t_256", "dm_nfnet_f0", "tresnet_v2_l")
 """They take 7 s and more each."""
 
 
-def but_slow(names: tuple[str, ...]) -> list[Any]:
-    """Leave the slow ones to their marker."""
-    return [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in names]
-
-
-@pytest.mark.parametrize("name", but_slow(NETWORKS))
+@pytest.mark.parametrize("name", but_slow(NETWORKS, SLOW))
 def test_a_network_of_each_kind_converts_exactly(name: str) -> None:
     proof = prove(name)
     assert proof.holds, proof
     assert proof.gates == count_blocks_in_source(name)
 
 
-@pytest.mark.parametrize("name", but_slow(BESIDES))
+@pytest.mark.parametrize("name", but_slow(BESIDES, SLOW))
 def test_others_convert_exactly_too(name: str) -> None:
     proof = prove(name)
     assert proof.holds, proof

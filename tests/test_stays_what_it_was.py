@@ -18,22 +18,22 @@ import aigtool.gates
 from aigtool.cli.main import run
 from aigtool.conversion import convert, forced_decisions, gate_policy, named_gates
 from aigtool.models.zoo import create_network
+from tests.marks import but_slow
 from tests.proof import enliven
 
-SMALL = ("resnet26", "resnetv2_18", "nf_resnet26", "torchvision:resnet18")
+TIMM_NETWORKS = ("resnet26", "resnetv2_18", "nf_resnet26", "resnet50", "resnetv2_50")
+NETWORKS = (*TIMM_NETWORKS, "torchvision:resnet18", "torchvision:resnet50")
 LARGE = ("resnet50", "resnetv2_50", "torchvision:resnet50")
-NETWORKS = (*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE))
-TIMM_NETWORKS = (*SMALL[:3], *NETWORKS[4:6])
 SIZE = 64
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(scope="module", params=but_slow(NETWORKS, LARGE))
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[nn.Module, nn.Module]]:
     """A network, and a converted twin with open gates."""
     yield build_pair(request.param)
 
 
-@pytest.fixture(scope="module", params=TIMM_NETWORKS)
+@pytest.fixture(scope="module", params=but_slow(TIMM_NETWORKS, LARGE))
 def timm_pair(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
     yield build_pair(request.param)
 
@@ -104,7 +104,7 @@ def test_copies_and_states(pair: tuple[nn.Module, nn.Module], images: Tensor) ->
     assert not unexpected
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", but_slow(NETWORKS, LARGE))
 def test_stripping_gives_the_source_its_weights_back(name: str, tmp_path: Path) -> None:
     source = create_network(name, num_classes=5)
     weights, gated, dense = (
@@ -274,7 +274,7 @@ def work(rank: int, folder: str) -> None:
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     differences = {}
-    for name in (*SMALL, *LARGE):
+    for name in NETWORKS:
         torch.manual_seed(0)
         network = convert(enliven(create_network(name, num_classes=5), 32)).double().train()
         for _, gate in named_gates(network):
@@ -303,7 +303,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
     for rank in range(2):
         differences = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert set(differences) == {*SMALL, *LARGE}
+        assert set(differences) == set(NETWORKS)
         for found in differences.values():
             # In float64, but for the gates' logits, which are float32.
             worst = max(found, key=found.__getitem__)

@@ -69,6 +69,7 @@ class PackedConvolution(nn.Conv2d):
     def _can_pack(self, x: Tensor) -> bool:
         return (
             _CAN_PACK
+            and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
             and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
@@ -76,7 +77,6 @@ class PackedConvolution(nn.Conv2d):
             and x.shape[:2] == (1, self.in_channels)
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
         )
 
     def _stamp(self) -> tuple[int, int]:

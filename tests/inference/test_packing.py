@@ -95,8 +95,7 @@ def test_it_follows_its_weight(convolution: nn.Conv2d) -> None:
         layer._apply(lambda values: 3 * values)
     assert is_near(packed(x), other(x))
     assert is_near(packed.double()(x.double()), other.double()(x.double()))
-    packed.float(), other.float()
-    for layer in (packed, other):
+    for layer in (packed.float(), other.float()):
         layer.weight = nn.Parameter(2 * layer.weight)
     assert is_near(packed(x), other(x))
     twin = pickle.loads(pickle.dumps(packed))
