@@ -1,5 +1,6 @@
 """The splitter, which cuts any residual block at its join, and the gated block made from it."""
 
+import copy
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -430,6 +431,12 @@ class GatedBlock(nn.Module):
     def _layers(self) -> list[nn.Module]:
         """The modules of the block itself, which its gate is none of."""
         return [child for name, child in self.named_children() if name not in _OWN]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "GatedBlock":
+        """A copy shares the parts, which hold no layers."""
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
         """The parts, which cannot be pickled, are left out."""

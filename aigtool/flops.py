@@ -16,9 +16,9 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from aigtool.blocks import GatedBlock
+from aigtool.blocks import GatedBlock, Split
 from aigtool.conversion import gate_policy
-from aigtool.discovery import find_blocks
+from aigtool.discovery import find_splits
 from aigtool.gates import Gate, Policy
 from aigtool.modes import in_mode
 
@@ -53,7 +53,8 @@ class NetworkFlops:
     Attributes:
         gflops_dense: The network before gating, which is the network with open gates.
         params: Parameters of the network before gating.
-        blocks: The residual blocks, gated or not, in the order of ``named_modules``.
+        blocks: The residual blocks, gated or not, or such as cannot be, in the order of
+            ``named_modules``.
 
     Example:
         >>> from aigtool.models.zoo import create_network
@@ -126,7 +127,7 @@ def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> Network
     """
     weight = next(network.parameters())
     image = torch.zeros(1, *input_size, device=weight.device, dtype=weight.dtype)
-    found = find_blocks(network, input_size=input_size).blocks
+    found = [name for name, parts in find_splits(network).items() if isinstance(parts, Split)]
     with in_mode(network, training=False):
         with gate_policy(network, "open"), _gate_inputs(network) as inputs:
             opened = _count(network, image)

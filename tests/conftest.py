@@ -1,7 +1,9 @@
 """Networks and data that several tests share."""
 
+import copy
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,22 +30,42 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+class MadeOnce:
+    """A network to take copies of, each as if it had just been made: chance goes on alike."""
+
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        torch.manual_seed(0)
+        self.network = make()
+        self.chance = torch.get_rng_state()
+
+    def copied(self) -> nn.Module:
+        torch.set_rng_state(self.chance)
+        return copy.deepcopy(self.network)
+
+
 @pytest.fixture(scope="session")
 def lively() -> Callable[[str], nn.Module]:
     """Build a network by name with random weights whose blocks all matter."""
 
+    @cache
+    def once(name: str, size: int) -> MadeOnce:
+        return MadeOnce(lambda: enliven(create_network(name), size))
+
     def build(name: str, size: int = 64) -> nn.Module:
-        torch.manual_seed(0)
-        return enliven(create_network(name), size)
+        return once(name, size).copied()
 
     return build
 
 
+@pytest.fixture(scope="session")
+def small_once() -> MadeOnce:
+    return MadeOnce(lambda: enliven(create_network("cifar_resnet20", num_classes=3), 32))
+
+
 @pytest.fixture
-def small_network() -> nn.Module:
+def small_network(small_once: MadeOnce) -> nn.Module:
     """A lively ResNet-20 for 32x32 images."""
-    torch.manual_seed(0)
-    return enliven(create_network("cifar_resnet20", num_classes=3), 32)
+    return small_once.copied()
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,10 @@ BESIDES = ("dm_nfnet_f0", "resnet50_clip", "regnety_002", "convnext_atto")
 """Others whose blocks were hard: a write in place whose result goes unread, attention pooling,
 and other families."""
 
-SLOW = ("botnet26t_256", "dm_nfnet_f0", "tresnet_v2_l")
+SLOW = (
+    *("botnet26t_256", "dm_nfnet_f0", "resnet50_clip", "resnet61q", "resnetv2_50x1_bit"),
+    *("skresnet50d", "tresnet_m", "tresnet_v2_l"),
+)
 """They take 7 s and more each."""
 
 

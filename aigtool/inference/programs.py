@@ -38,11 +38,12 @@ def export_program(model: Model, flops: NetworkFlops) -> ExportedProgram:
         >>> from aigtool.flops import count_flops
         >>> from aigtool.models.zoo import create_network, describe
         >>> network = create_network("cifar_resnet20")
-        >>> model = Model(convert(network).eval(), describe("cifar_resnet20", network))
+        >>> gated = convert(network, ungated="first:7").eval()
+        >>> model = Model(gated, describe("cifar_resnet20", network))
         >>> program = export_program(model, count_flops(network, (3, 32, 32)))
         >>> logits, gate_logits, executed = program.module()(torch.rand(1, 3, 32, 32))
         >>> logits.shape, executed.shape
-        (torch.Size([1, 10]), torch.Size([1, 9]))
+        (torch.Size([1, 10]), torch.Size([1, 2]))
     """
     check_policy(model)
     network = _Answering(model, [block.name for block in flops.gated_blocks], _Conditional)

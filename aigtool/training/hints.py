@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aigtool.discovery import find_blocks
+from aigtool.blocks import Split
+from aigtool.conversion import gate_policy
+from aigtool.discovery import find_splits
 from aigtool.modes import in_mode
 
 
@@ -23,10 +25,10 @@ def stage_ends(network: nn.Module, input_size: tuple[int, int, int]) -> list[str
         >>> stage_ends(torchvision.models.resnet18(), (3, 64, 64))
         ['layer1.1', 'layer2.1', 'layer3.1', 'layer4.1']
     """
-    blocks = find_blocks(network, input_size=input_size).blocks
-    names, reshapes = list(blocks), [block.reshapes for block in blocks.values()]
-    ends = [name for name, changes in zip(names, reshapes[1:], strict=False) if changes]
-    return ends + names[-1:]
+    blocks = [name for name, parts in find_splits(network).items() if isinstance(parts, Split)]
+    shapes = _shapes(network, blocks, input_size)
+    following = [*list(shapes.values())[1:], None]
+    return [name for name, after in zip(shapes, following, strict=True) if shapes[name] != after]
 
 
 def shared_places(
@@ -48,18 +50,24 @@ def shared_places(
     places = stage_ends(teacher, input_size)
     if not {*places} <= {name for name, _ in network.named_modules()}:
         return []
-    shapes = []
-    for each in (network, teacher):
-        weight = next(each.parameters())
-        image = torch.zeros(1, *input_size, device=weight.device, dtype=weight.dtype)
-        with (
-            torch.no_grad(),
-            in_mode(each, training=False),
-            recorded_features(each, places) as features,
-        ):
-            each(image)
-        shapes.append([features[place].shape for place in places])
-    return places if shapes[0] == shapes[1] else []
+    own, wanted = (_shapes(each, places, input_size) for each in (network, teacher))
+    return places if own == wanted else []
+
+
+def _shapes(
+    network: nn.Module, places: Sequence[str], input_size: tuple[int, int, int]
+) -> dict[str, torch.Size]:
+    """Return the shapes of features, in the order in which modules run."""
+    weight = next(network.parameters())
+    image = torch.zeros(1, *input_size, device=weight.device, dtype=weight.dtype)
+    with (
+        torch.no_grad(),
+        in_mode(network, training=False),
+        gate_policy(network, "open"),
+        recorded_features(network, places) as features,
+    ):
+        network(image)
+    return {name: tensor.shape for name, tensor in features.items()}
 
 
 def hint_loss(features: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:

@@ -48,17 +48,18 @@ def test_images_that_are_gone_cost_a_trace_its_contact_sheet_alone(
     assert "next:" not in there.err  # nothing but analyze takes a trace
     assert (tmp_path / "there" / "extreme_images.png").is_file()
     (image_folder / "test" / "red" / "0.png").write_bytes(b"no image")
-    broken = aigtool("analyze", trace, *data, "--out", tmp_path / "broken")
+    broken = aigtool("analyze", trace, *data, "--format", "png", "--out", tmp_path / "broken")
     assert "1 of 12 pictures is gone: " in broken.err
     assert "0.png cannot be read" in broken.err
     assert (tmp_path / "broken" / "extreme_images.png").is_file()
     shutil.rmtree(image_folder / "test" / "red")
-    gone = aigtool("analyze", trace, *data, "--out", tmp_path / "gone", "--json")
+    to_gone = ["--format", "svg", "--out", tmp_path / "gone", "--json"]
+    gone = aigtool("analyze", trace, *data, *to_gone)
     assert "has other images than the trace is of" in gone["contact_sheet"]
-    assert not (tmp_path / "gone" / "extreme_images.png").exists()
+    assert not (tmp_path / "gone" / "extreme_images.svg").exists()
     assert (tmp_path / "gone" / "costs.svg").is_file()
     shutil.rmtree(image_folder)
-    nowhere = aigtool("analyze", trace, *data, "--out", tmp_path / "gone", "--force", "--json")
+    nowhere = aigtool("analyze", trace, *data, *to_gone, "--force")
     assert "no contact sheet of images: data " in nowhere["contact_sheet"]
 
 

@@ -55,7 +55,7 @@ def test_what_an_earlier_run_left_is_deleted(
     aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     command = ["attack", model, "--data", image_folder, "--out", tmp_path / "out"]
-    aigtool(*command, *QUICK, "--save-images", "--subset", "4")
+    aigtool(*command, *QUICK, "--save-images", "--subset", "2", "--limit", "4")
     few = ["--epsilons", "0,4/255", "--limit", "3", "--compute", "none", "--steps", "1"]
     aigtool(*command, *few, "--workers", "0", "--force", "--save-images", "--subset", "1")
     names = {path.name for path in (tmp_path / "out").iterdir()}

@@ -184,7 +184,7 @@ def test_an_output_that_exists_is_replaced_with_force(aigtool: Command, model: P
         ("resnet20-12fca82f.th", 465),
         pytest.param("resnet32-d509ac18.th", 474, marks=pytest.mark.slow),
         pytest.param("resnet44-014dd654.th", 468, marks=pytest.mark.slow),
-        ("resnet56-4bfd9763.th", 470),
+        pytest.param("resnet56-4bfd9763.th", 470, marks=pytest.mark.slow),
     ],
 )
 def test_pretrained_networks_are_as_right_as_published(
