@@ -50,7 +50,8 @@ class Split:
         shortcut: ``(block, *for_shortcut) -> shortcut``.
         tail: ``(block, sum) -> output``: what follows the addition, such as an activation, or
             ``None``. It may write in place.
-        rectified: Whether the tail is one ReLU and nothing else.
+        activation: Where the tail is one layer or one ReLU of ``torch`` and nothing else, the
+            layer's name, or the empty string.
         named: The layer that the caller named for the shortcut to be told by, if any.
     """
 
@@ -58,7 +59,7 @@ class Split:
     residual: Part
     shortcut: Part
     tail: Part | None
-    rectified: bool = False
+    activation: str | None = None
     named: str | None = None
 
 
@@ -148,7 +149,7 @@ def _split(block: nn.Module, shortcut: str | None) -> Split:
         residual=parts["residual"],
         shortcut=parts["shortcut"],
         tail=None if output is addition else parts["tail"],
-        rectified=len(nodes["tail"]) == 1 and _is_relu(block, *nodes["tail"]),
+        activation=_activation(*nodes["tail"]) if len(nodes["tail"]) == 1 else None,
         named=shortcut,
     )
 
@@ -204,10 +205,10 @@ def _is_layer(node: fx.Node) -> bool:
     return node.op == "call_module"
 
 
-def _is_relu(block: nn.Module, node: fx.Node) -> bool:
+def _activation(node: fx.Node) -> str | None:
     if _is_layer(node):
-        return type(block.get_submodule(str(node.target))) is nn.ReLU
-    return node.target in _RELU
+        return str(node.target)
+    return "" if node.target in _RELU else None
 
 
 def _computed_from(x: fx.Node, graph: fx.Graph) -> set[fx.Node]:
@@ -364,6 +365,11 @@ class GatedBlock(nn.Module):
         remove_constants(block)
         return block
 
+    def ends_rectified(self) -> bool:
+        """Whether what follows its addition is a ReLU and nothing else."""
+        name = self.parts.activation
+        return name is not None and (not name or type(self.get_submodule(name)) is nn.ReLU)
+
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on ``(N, C, H, W)`` for the images that the gate chooses."""
         decision: Decision = self.gate(x)
@@ -433,7 +439,7 @@ class GatedBlock(nn.Module):
         return [child for name, child in self.named_children() if name not in _OWN]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "GatedBlock":
-        """A copy shares the parts, which hold no layers."""
+        """A copy has the same parts, which look layers up by name, and is not cut anew."""
         copied = memo[id(self)] = type(self).__new__(type(self))
         vars(copied).update(copy.deepcopy(vars(self), memo))
         return copied

@@ -3,15 +3,17 @@
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from aigtool.blocks import GatedBlock, Split, split
-from aigtool.discovery import Discovery, find_blocks
+from aigtool.discovery import Discovery, find_blocks, find_splits
 from aigtool.errors import UserError
 from aigtool.gates import POLICIES, Decision, Gate, Policy
+from aigtool.modes import in_mode
+from aigtool.rehearsal import unsuitable
 from aigtool.selection import check_target, parse_targets, ungated_blocks
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -239,6 +241,61 @@ def set_policy(network: nn.Module, policy: Policy) -> None:
         raise UserError(f"gate policy {policy!r}: expected one of {', '.join(POLICIES)}")
     for _, gate in named_gates(network):
         gate.policy = policy
+
+
+class Shapes(NamedTuple):
+    """Of the features that a block took and gave for one image, ``(1, C, H, W)``."""
+
+    taken: torch.Size
+    given: torch.Size
+
+
+def block_shapes(network: nn.Module, input_size: tuple[int, int, int]) -> dict[str, Shapes]:
+    """Run a network on zeros, and return what its residual blocks took and gave.
+
+    Args:
+        network: Gated or not; evaluated, with its gates open.
+        input_size: Channels, height, width.
+
+    Returns:
+        By name, in the order of execution, without a rehearsal: what is cut into two branches and
+        maps features to features is taken for a block.
+
+    Raises:
+        UserError: The network cannot be run on an input of that size.
+
+    Example:
+        >>> import torchvision
+        >>> shapes = block_shapes(torchvision.models.resnet18(), (3, 32, 32))
+        >>> shapes["layer2.0"].taken, shapes["layer2.0"].given
+        (torch.Size([1, 64, 8, 8]), torch.Size([1, 128, 4, 4]))
+    """
+    shapes: dict[str, Shapes] = {}
+
+    def noting(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def note(_block: nn.Module, taken: tuple[Any, ...], given: Any) -> None:
+            features = [value for value in (*taken, given) if isinstance(value, Tensor)]
+            if len(taken) == 1 and [value.ndim for value in features] == [4, 4]:
+                shapes[name] = Shapes(*(value.shape for value in features))
+
+        return note
+
+    weight = next(network.parameters())
+    image = torch.zeros(1, *input_size, device=weight.device, dtype=weight.dtype)
+    with ExitStack() as stack:
+        for name, parts in find_splits(network).items():
+            if isinstance(parts, Split):
+                hook = network.get_submodule(name).register_forward_hook(noting(name))
+                stack.callback(hook.remove)
+        stack.enter_context(in_mode(network, training=False))
+        stack.enter_context(gate_policy(network, "open"))
+        stack.enter_context(torch.no_grad())
+        try:
+            network(image)
+        # A network may raise anything on an input that does not suit it.
+        except Exception as error:
+            raise unsuitable(network, input_size, error) from error
+    return shapes
 
 
 @contextmanager

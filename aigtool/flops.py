@@ -5,10 +5,9 @@ only the path that the traced input takes, so blocks are counted with open and w
 and gates on their own. A gate's pooling is a mean, in which fvcore counts nothing.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +15,8 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from aigtool.blocks import GatedBlock, Split
-from aigtool.conversion import gate_policy
-from aigtool.discovery import find_splits
+from aigtool.blocks import GatedBlock
+from aigtool.conversion import block_shapes, gate_policy
 from aigtool.gates import Gate, Policy
 from aigtool.modes import in_mode
 
@@ -53,8 +51,7 @@ class NetworkFlops:
     Attributes:
         gflops_dense: The network before gating, which is the network with open gates.
         params: Parameters of the network before gating.
-        blocks: The residual blocks, gated or not, or such as cannot be, in the order of
-            ``named_modules``.
+        blocks: The residual blocks, gated or not, in the order of ``named_modules``.
 
     Example:
         >>> from aigtool.models.zoo import create_network
@@ -124,26 +121,31 @@ def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> Network
 
     Returns:
         The counts.
+
+    Raises:
+        UserError: The network cannot be run on an input of that size.
     """
     weight = next(network.parameters())
     image = torch.zeros(1, *input_size, device=weight.device, dtype=weight.dtype)
-    found = [name for name, parts in find_splits(network).items() if isinstance(parts, Split)]
+    shapes = block_shapes(network, input_size)
     with in_mode(network, training=False):
         with gate_policy(network, "open"), _gate_inputs(network) as inputs:
             opened = _count(network, image)
         with gate_policy(network, "closed"):
             closed = _count(network, image)
-            smaller = _downsampling(network, image, found)
         blocks = tuple(
             _with_gate(
-                BlockFlops(name, opened[name] / 1e9, downsamples=name in smaller),
+                BlockFlops(
+                    name,
+                    opened[name] / 1e9,
+                    downsamples=shapes[name].given[-2:] != shapes[name].taken[-2:],
+                ),
                 opened[name] - closed[name],
                 block,
                 inputs,
             )
-            for name, block in (
-                (name, module) for name, module in network.named_modules() if name in found
-            )
+            for name, block in network.named_modules()
+            if name in shapes
         )
     params = sum(p.numel() for p in network.parameters())
     return NetworkFlops(
@@ -166,26 +168,6 @@ def _with_gate(
         gate=_count(_GateLogits(gate), inputs[gate])[""] / 1e9,
         gate_params=sum(p.numel() for p in gate.parameters()),
     )
-
-
-@torch.no_grad()
-def _downsampling(network: nn.Module, image: Tensor, blocks: Collection[str]) -> set[str]:
-    """Return the names of the blocks that give fewer rows or columns than they take."""
-    found = set()
-
-    def note(name: str, _block: nn.Module, given: tuple[Tensor], features: Tensor) -> None:
-        if features.shape[-2:] != given[0].shape[-2:]:
-            found.add(name)
-
-    hooks = [
-        network.get_submodule(name).register_forward_hook(partial(note, name)) for name in blocks
-    ]
-    try:
-        network(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
 
 
 def _count(network: nn.Module, image: Tensor) -> dict[str, int]:

@@ -105,13 +105,18 @@ def rehearse(
                 break
     unseen = [name for name in splits if name not in facts]
     if unseen and problem is not None:
-        size = "x".join(map(str, input_size))
-        raise UserError(
-            f"{type(network).__name__} cannot be run on an input of {size} ({problem}): "
-            "give the input size it was made for"
-        ) from problem
+        raise unsuitable(network, input_size, problem) from problem
     idle = UnsplittableBlockError("it does not run in a forward pass")
     return facts | dict.fromkeys(unseen, idle)
+
+
+def unsuitable(network: nn.Module, input_size: tuple[int, ...], problem: Exception) -> UserError:
+    """Tell that a network cannot be run on an input of a size."""
+    size = "x".join(map(str, input_size))
+    return UserError(
+        f"{type(network).__name__} cannot be run on an input of {size} ({problem}): give the input "
+        "size it was made for"
+    )
 
 
 def run_on_meta(network: nn.Module, input_size: tuple[int, ...]) -> None:

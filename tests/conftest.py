@@ -3,7 +3,7 @@
 import copy
 import shutil
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -47,7 +47,7 @@ class MadeOnce:
 def lively() -> Callable[[str], nn.Module]:
     """Build a network by name with random weights whose blocks all matter."""
 
-    @cache
+    @lru_cache(maxsize=1)
     def once(name: str, size: int) -> MadeOnce:
         return MadeOnce(lambda: enliven(create_network(name), size))
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from aigtool.conversion import (
+    block_shapes,
     convert,
     forced_decisions,
     gate_policy,
@@ -16,8 +17,11 @@ from aigtool.conversion import (
 )
 from aigtool.discovery import find_blocks
 from aigtool.errors import UserError
+from aigtool.flops import count_flops
 from aigtool.models.zoo import create_network
+from aigtool.training.hints import stage_ends
 from tests.conftest import close
+from tests.marks import but_slow
 
 NETWORKS = {
     "resnet18": 8,
@@ -27,11 +31,12 @@ NETWORKS = {
     "torchvision:resnet50": 16,
     "cifar_resnet20": 9,
 }
+LARGE = ("seresnet50", "resnetv2_50", "torchvision:resnet50")
 
 
-@pytest.mark.parametrize(("name", "blocks"), NETWORKS.items())
+@pytest.mark.parametrize("name", but_slow(NETWORKS, LARGE))
 def test_a_converted_network_is_the_original_with_open_gates_and_skips_right(
-    name: str, blocks: int, lively: Callable[..., nn.Module]
+    name: str, lively: Callable[..., nn.Module]
 ) -> None:
     original = lively(name)
     state = copy.deepcopy(original.state_dict())
@@ -40,7 +45,7 @@ def test_a_converted_network_is_the_original_with_open_gates_and_skips_right(
         expected = original(x)
     network = convert(original)
     gates = dict(named_gates(network))
-    assert len(gates) == blocks
+    assert len(gates) == NETWORKS[name]
 
     gate_keys = {key for key in network.state_dict() if ".gate." in key}
     assert set(network.state_dict()) - gate_keys == set(state)
@@ -231,6 +236,57 @@ def test_a_block_that_cannot_be_gated_is_skipped_only_where_allowed() -> None:
     x = torch.randn(1, 16, 4, 4)
     network.layer1[1].gate.policy = "closed"
     assert torch.equal(network.layer1[1](x), network.layer1[1].right(x))
+
+
+class Odd(nn.Module):
+    """Has blocks that are called by keyword, given a list, give two values, or never run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.plain, self.named, self.idle = (Residual() for _ in range(3))
+        self.of_list, self.two = OfList(), Two()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.named(x=self.plain(self.stem(x)))
+        first, second = self.two(self.of_list([x, x]))
+        joined: Tensor = torch.cat([first, second], 1)
+        return joined
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + x
+
+
+class OfList(Residual):
+    def forward(self, x: list[Tensor]) -> Tensor:
+        return self.conv(x[0]) + x[1]
+
+
+class Two(Residual):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.conv(x) + x).chunk(2, 1)
+
+
+def test_what_looks_like_a_block_is_one_where_it_maps_features_to_features() -> None:
+    network, size = Odd(), (3, 8, 8)
+    assert [*block_shapes(network, size)] == ["plain"]
+    assert [block.name for block in count_flops(network, size).blocks] == ["plain"]
+    assert stage_ends(network, size) == ["plain"]
+    assert block_shapes(nn.Conv2d(3, 4, 1), size) == {}
+    assert stage_ends(nn.Conv2d(3, 4, 1), size) == []
+
+
+def test_an_input_that_does_not_suit_is_told(small_network: nn.Module) -> None:
+    told = "CifarResNet cannot be run on an input of 1x32x32 .*: give the input size it was made"
+    for ask in (block_shapes, count_flops, stage_ends):
+        with pytest.raises(UserError, match=told):
+            ask(small_network, (1, 32, 32))
 
 
 def test_a_reason_that_blocks_share_is_told_once() -> None:

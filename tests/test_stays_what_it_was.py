@@ -177,7 +177,7 @@ def test_channels_last_stays_so(pair: tuple[nn.Module, nn.Module], images: Tenso
         network(images)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half])
+@pytest.mark.parametrize("dtype", but_slow([torch.bfloat16, torch.half], [torch.half]))
 @torch.no_grad()
 def test_lower_precision(
     dtype: torch.dtype, pair: tuple[nn.Module, nn.Module], images: Tensor

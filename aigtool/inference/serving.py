@@ -56,7 +56,7 @@ def serve(network: Network, input_size: tuple[int, int, int] = (3, 224, 224)) ->
     blocks = {name: m for name, m in served.named_modules() if isinstance(m, GatedBlock)}
     for name, block in blocks.items():
         before = blocks.get(found.following.get(name, ""))
-        rectified = before is not None and before.parts.rectified
+        rectified = before is not None and before.ends_rectified()
         served.set_submodule(
             name,
             SkippingBlock(block, overwrites=name in found.overwritable, rectified=rectified).eval(),

@@ -42,11 +42,12 @@ class SkippingBlock(GatedBlock):
         self.source = block.source
         self.overwrites = overwrites
         self.rectified = rectified
+        self.rectifies = self.ends_rectified()
 
     def settles(self, shortcut: Tensor, x: Tensor) -> bool:
         """Whether an image that skips the block leaves it as it was: its tail changes nothing."""
         # What a ReLU has left as it is, it leaves again.
-        tail = self.parts.tail is not None and not (self.rectified and self.parts.rectified)
+        tail = self.parts.tail is not None and not (self.rectified and self.rectifies)
         return shortcut is x and not tail
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class SkippingBlock(GatedBlock):
         if all(executed) and len(executed) <= NEIGHBOURS:
             # What was computed last is in the cache: it is written over, and the input let go.
             residual: Tensor = self.parts.residual(self, *for_residual)
-            if self.parts.rectified:
+            if self.rectifies:
                 return _add_rectified(residual, joined)
             return self._finished(residual.add_(joined))
         settled = self.settles(joined, x)
@@ -79,7 +80,7 @@ class SkippingBlock(GatedBlock):
             rows = _picked(joined, images)
             inputs = (rows if value is joined else _picked(value, images) for value in for_residual)
             added = self.parts.residual(self, *inputs)
-            if settled and self.parts.rectified:
+            if settled and self.rectifies:
                 _add_rectified(rows, added)
             else:
                 rows.add_(added)
@@ -90,7 +91,7 @@ class SkippingBlock(GatedBlock):
     def _finished(self, joined: Tensor) -> Tensor:
         if self.parts.tail is None:
             return joined
-        output: Tensor = joined.relu_() if self.parts.rectified else self.parts.tail(self, joined)
+        output: Tensor = joined.relu_() if self.rectifies else self.parts.tail(self, joined)
         return output
 
 

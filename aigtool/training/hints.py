@@ -7,10 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aigtool.blocks import Split
-from aigtool.conversion import gate_policy
-from aigtool.discovery import find_splits
-from aigtool.modes import in_mode
+from aigtool.conversion import Shapes, block_shapes
 
 
 def stage_ends(network: nn.Module, input_size: tuple[int, int, int]) -> list[str]:
@@ -25,10 +22,13 @@ def stage_ends(network: nn.Module, input_size: tuple[int, int, int]) -> list[str
         >>> stage_ends(torchvision.models.resnet18(), (3, 64, 64))
         ['layer1.1', 'layer2.1', 'layer3.1', 'layer4.1']
     """
-    blocks = [name for name, parts in find_splits(network).items() if isinstance(parts, Split)]
-    shapes = _shapes(network, blocks, input_size)
-    following = [*list(shapes.values())[1:], None]
-    return [name for name, after in zip(shapes, following, strict=True) if shapes[name] != after]
+    return _ends(block_shapes(network, input_size))
+
+
+def _ends(shapes: Mapping[str, Shapes]) -> list[str]:
+    names, reshapes = [*shapes], [taken != given for taken, given in shapes.values()]
+    ends = [name for name, changes in zip(names, reshapes[1:], strict=False) if changes]
+    return ends + names[-1:]
 
 
 def shared_places(
@@ -37,7 +37,7 @@ def shared_places(
     """Return where the teacher's stages end, if the network has the same features there.
 
     Returns:
-        Names of modules of both; none if one of them is missing in the network, or another shape.
+        Names of blocks of both; none if one of them is missing in the network, or another shape.
 
     Example:
         >>> import torchvision
@@ -47,27 +47,10 @@ def shared_places(
         >>> shared_places(network, torchvision.models.resnet34(), size)
         []
     """
-    places = stage_ends(teacher, input_size)
-    if not {*places} <= {name for name, _ in network.named_modules()}:
-        return []
-    own, wanted = (_shapes(each, places, input_size) for each in (network, teacher))
-    return places if own == wanted else []
-
-
-def _shapes(
-    network: nn.Module, places: Sequence[str], input_size: tuple[int, int, int]
-) -> dict[str, torch.Size]:
-    """Return the shapes of features, in the order in which modules run."""
-    weight = next(network.parameters())
-    image = torch.zeros(1, *input_size, device=weight.device, dtype=weight.dtype)
-    with (
-        torch.no_grad(),
-        in_mode(network, training=False),
-        gate_policy(network, "open"),
-        recorded_features(network, places) as features,
-    ):
-        network(image)
-    return {name: tensor.shape for name, tensor in features.items()}
+    own, wanted = (block_shapes(each, input_size) for each in (network, teacher))
+    places = _ends(wanted)
+    same = all(place in own and own[place].given == wanted[place].given for place in places)
+    return places if same else []
 
 
 def hint_loss(features: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:

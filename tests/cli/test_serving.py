@@ -113,6 +113,7 @@ def test_an_export_that_is_not_the_same_is_not_written(
 ) -> None:
     found = Check(images=3, ties=0, compared=3, difference=0.5, flips=0)
     monkeypatch.setattr("aigtool.inference.checking.compare", lambda *_: found)
+    monkeypatch.setattr("aigtool.cli.export._onnx", lambda *_: (b"exported", lambda: None))
     with pytest.raises(RuntimeError, match="is not the same on 3 images of seeded noise"):
         run(["export", str(model), "--limit", "3"])
     assert not (tmp_path / "r20.onnx").exists()
@@ -123,6 +124,7 @@ def test_an_export_with_nothing_to_check_by_is_not_written(
 ) -> None:
     found = Check(images=3, ties=3, compared=0, difference=0.0, flips=0)
     monkeypatch.setattr("aigtool.inference.checking.compare", lambda *_: found)
+    monkeypatch.setattr("aigtool.cli.export._onnx", lambda *_: (b"exported", lambda: None))
     assert run(["export", str(model), "--limit", "3"]) == 2
     assert "so there is nothing to check by" in capsys.readouterr().err
     assert not (tmp_path / "r20.onnx").exists()

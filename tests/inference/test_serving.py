@@ -234,6 +234,17 @@ def test_an_image_that_skips_is_rectified_where_its_input_is_not() -> None:
         assert torch.equal(served(x), network(x))
 
 
+def test_an_activation_that_was_replaced_after_gating_is_what_runs() -> None:
+    network = convert(enliven(create_network("resnet18"), 32), input_size=(3, 32, 32))
+    for name, _ in named_gates(network):
+        network.set_submodule(f"{name}.act2", nn.LeakyReLU(0.5))
+    served, x = serve(network.eval(), (3, 32, 32)), torch.randn(3, 3, 32, 32)
+    with torch.inference_mode():
+        for policy in ("open", "closed"):
+            with gate_policy(network, policy), gate_policy(served, policy):
+                assert difference(served(x), network(x)) < 1e-5
+
+
 @given(
     st.lists(st.booleans(), min_size=1, max_size=40),
     st.sampled_from([(2**20, 28 * 28), (2**20, 14 * 14), (2**16, 32 * 32)]),
