@@ -23,7 +23,7 @@ from tests.proof import enliven
 
 TIMM_NETWORKS = ("resnet26", "resnetv2_18", "nf_resnet26", "resnet50", "resnetv2_50")
 NETWORKS = (*TIMM_NETWORKS, "torchvision:resnet18", "torchvision:resnet50")
-LARGE = ("resnet50", "resnetv2_50", "torchvision:resnet50")
+LARGE = ("resnetv2_18", "resnet50", "resnetv2_50", "torchvision:resnet50")
 SIZE = 64
 
 

@@ -297,7 +297,7 @@ def test_workers_change_nothing(
 @pytest.mark.parametrize(
     "options",
     [
-        {"amp_dtype": "bfloat16"},
+        pytest.param({"amp_dtype": "bfloat16"}, marks=pytest.mark.slow),
         pytest.param({"amp_dtype": "float16", "clip_grad": 1.0}, marks=pytest.mark.slow),
         {"mixup": 0.2, "smoothing": 0.1},
         {"cutmix": 1.0, "distill": 0.0},
