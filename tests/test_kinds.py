@@ -44,8 +44,8 @@ BESIDES = ("dm_nfnet_f0", "resnet50_clip", "regnety_002", "convnext_atto")
 and other families."""
 
 SLOW = (
-    *("botnet26t_256", "dm_nfnet_f0", "legacy_seresnet50", "resnet50_clip", "resnetv2_50t"),
-    *("resnetv2_50x1_bit", "tresnet_v2_l"),
+    *("botnet26t_256", "dm_nfnet_f0", "resnet50_clip", "resnetv2_50t", "resnetv2_50x1_bit"),
+    "tresnet_v2_l",
 )
 """They take 7 s and more each, and the class of their blocks is among the others."""
 
