@@ -1,6 +1,7 @@
 """What docstring examples and tests find ready."""
 
 import os
+from importlib.util import find_spec
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before timm is imported: no test may wait for a hub
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is: each worker has one core
@@ -9,9 +10,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is: each worker has one 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+
+if not torch.cuda.is_available():  # before Triton is imported: its interpreter runs kernels then
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from aigtool.flops import BlockFlops, NetworkFlops
 from aigtool.trace import ExecutionTrace
+
+collect_ignore = [] if find_spec("triton") else ["aigtool/kernels.py"]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from aigtool.gates import Decision, Gate
+from aigtool.gpu import aside, rejoin, suits_kernels
 from aigtool.graphs import (
     AUGMENTED,
     NotResidualError,
@@ -372,20 +373,26 @@ class GatedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on ``(N, C, H, W)`` for the images that the gate chooses."""
-        decision: Decision = self.gate(x)
+        with aside(x.device):
+            decision: Decision = self.gate(x)
+        if decision.run != "scaled":
+            rejoin(x.device)
         return self._run(x, decision)
 
     def _run(self, x: Tensor, decision: Decision) -> Tensor:
         for_residual, for_shortcut = self.parts.head(self, x)
         shortcut: Tensor = self.parts.shortcut(self, *for_shortcut)
-        joined = self._join(shortcut, for_residual, decision)
-        if self.parts.tail is None:
+        rectified = decision.run == "scaled" and self._rectifies_at_once(shortcut)
+        joined = self._join(shortcut, for_residual, decision, rectified)
+        if self.parts.tail is None or rectified:
             return joined
         if joined is shortcut:
             joined = shortcut.clone()  # It may be the caller's tensor, and the tail write in place.
         return cast(Tensor, self.parts.tail(self, joined))
 
-    def _join(self, shortcut: Tensor, inputs: Sequence[Tensor], decision: Decision) -> Tensor:
+    def _join(
+        self, shortcut: Tensor, inputs: Sequence[Tensor], decision: Decision, rectified: bool
+    ) -> Tensor:
         if decision.run == "none":
             return shortcut
         if decision.run == "chosen":
@@ -400,8 +407,16 @@ class GatedBlock(nn.Module):
             return self._join_parted(shortcut, inputs, decision.scale)
         residual = self.parts.residual(self, *inputs)
         if decision.run == "scaled":
-            return add_scaled(shortcut, residual, decision.scale)
+            rejoin(shortcut.device)
+            return add_scaled(shortcut, residual, decision.scale, rectified=rectified)
         return cast(Tensor, shortcut + residual)
+
+    def _rectifies_at_once(self, shortcut: Tensor) -> bool:
+        """Whether the ReLU after the addition is computed along with it, and nobody watches it."""
+        if not (suits_kernels(shortcut) and self.ends_rectified()):
+            return False
+        tail = self.get_submodule(self.parts.activation or "")
+        return tail is self or not (tail._forward_hooks or tail._forward_pre_hooks)
 
     def _can_part(self, scale: Tensor) -> bool:
         """Whether the images that are skipped can be told apart from the others, and it pays.

@@ -1,11 +1,15 @@
 """The gate that decides, image by image, whether a residual block runs."""
 
 import math
-from typing import Literal, NamedTuple, cast, get_args
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from aigtool.gpu import suits_kernels
+from aigtool.picking import channel_means, pool
 
 Policy = Literal["argmax", "sampled", "open", "closed", "expected"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -96,9 +100,10 @@ class Gate(nn.Module):
 
     def logit(self, x: Tensor) -> Tensor:
         """Return the logit difference "execute" minus "skip", ``(N,)`` in float32."""
-        hidden = self.fc1(pooled(x))
-        skip, execute = self.fc2(F.relu(self._normalized(hidden))).float().unbind(1)
-        return cast(Tensor, execute - skip)
+        with _as_it_is(x.device.type):
+            hidden = self.fc1(pooled(x, self.fc1.weight.dtype))
+            skip, execute = self.fc2(F.relu(self._normalized(hidden))).float().unbind(1)
+            return cast(Tensor, execute - skip)
 
     def _normalized(self, hidden: Tensor) -> Tensor:
         if self.training and hidden.shape[0] == 1:
@@ -120,6 +125,8 @@ class Gate(nn.Module):
             return Decision(
                 rate.to(x.dtype).expand(len(x)), rate.float().logit().expand(len(x)), "scaled"
             )
+        if self.training and self._decides_at_once(x):
+            return self._decide_at_once(x)
         logit = self.logit(x)
         if self.training:
             margin = logit - self.threshold + self.noise * logistic_noise(logit)
@@ -130,6 +137,33 @@ class Gate(nn.Module):
         if self.training or logit.requires_grad:
             return Decision(straight_through(margin, self.temperature).to(x.dtype), logit, "scaled")
         return Decision((margin > 0).to(x.dtype), logit, "chosen")
+
+    def _decides_at_once(self, x: Tensor) -> bool:
+        if not suits_kernels(x) or self.fc1.weight.dtype != torch.float32:
+            return False
+        from aigtool.kernels import fits
+
+        # What was put in the layers' place, or watches them, is asked.
+        plain = (nn.Linear, nn.BatchNorm1d, nn.Linear)
+        layers = (self.fc1, self.norm, self.fc2)
+        watched = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+        is_plain = tuple(map(type, layers)) == plain and self.norm.momentum is not None
+        return is_plain and not watched and fits(len(x), self.width)
+
+    def _decide_at_once(self, x: Tensor) -> Decision:
+        """Decide as in training, in a few kernels of a GPU."""
+        from aigtool.kernels import Decide, Decider
+
+        by_batch = self.norm.training and len(x) > 1
+        if by_batch and self.norm.num_batches_tracked is not None:
+            self.norm.num_batches_tracked.add_(1)
+        with _as_it_is(x.device.type):
+            products = F.linear(pooled(x, torch.float32), self.fc1.weight)
+        drawn = products.new_empty(2, len(x)).exponential_()
+        layers = (self.fc1.bias, self.norm.weight, self.norm.bias, self.fc2.weight, self.fc2.bias)
+        by = Decider(self.norm, by_batch, self.threshold, self.noise, self.temperature)
+        scale, logit = Decide.apply(products, *layers, drawn, by)
+        return Decision(scale.to(x.dtype), logit, "scaled")
 
     @property
     def is_fresh(self) -> bool:
@@ -167,16 +201,32 @@ class Gate(nn.Module):
         return f"channels={self.channels}, width={self.width}, policy={self.policy!r}"
 
 
-def pooled(x: Tensor) -> Tensor:
+def pooled(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return the mean over positions of features ``(N, C, H, W)``, ``(N, C)``.
+
+    Args:
+        x: The features.
+        dtype: Of the mean, that of the features if it is not said.
 
     Example:
         >>> pooled(torch.full((1, 2, 300, 300), 3.0, dtype=torch.float16)).tolist()
         [[3.0, 3.0]]
     """
+    means = channel_means(x)
+    if means is None and x.requires_grad and suits_kernels(x):
+        means = pool(x)
+    if means is not None:
+        return means.to(dtype or x.dtype)
     # The gradient of a sum, unlike that of a mean, is not written out as large as x.
     total = x.sum(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
-    return (total / (x.shape[2] * x.shape[3])).to(x.dtype)
+    return (total / (x.shape[2] * x.shape[3])).to(dtype or x.dtype)
+
+
+def _as_it_is(device_type: str) -> AbstractContextManager[Any]:
+    """Leave autocast: a gate is small, and its decision turns on little."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def _constant(x: Tensor, scale: float, logit: float, run: Run) -> Decision:

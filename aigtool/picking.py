@@ -5,12 +5,14 @@ on a permuted view of them, and return another format. And what a block adds in 
 as the features: on a CPU, to allocate a product of that size takes longer than to compute it.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+from aigtool.gpu import reads_here, suits_kernels
 
 _CACHED = 2**19
 """Numbers whose products stay in a CPU's cache until they are summed."""
@@ -78,7 +80,7 @@ def add_to_images(x: Tensor, chosen: Tensor, added: Tensor) -> Tensor:
     return joined
 
 
-def add_scaled(x: Tensor, added: Tensor, scale: Tensor) -> Tensor:
+def add_scaled(x: Tensor, added: Tensor, scale: Tensor, *, rectified: bool = False) -> Tensor:
     """Return a batch with something added to each image, times the image's own factor.
 
     ``x + scale * added`` without a product in memory, forwards or backwards.
@@ -87,6 +89,7 @@ def add_scaled(x: Tensor, added: Tensor, scale: Tensor) -> Tensor:
         x: ``(N, C, ...)``.
         added: As ``x``.
         scale: ``(N,)``.
+        rectified: Whether a ReLU follows.
 
     Example:
         >>> scale = torch.tensor([0.0, 2.0], requires_grad=True)
@@ -96,10 +99,50 @@ def add_scaled(x: Tensor, added: Tensor, scale: Tensor) -> Tensor:
         ([[1.0, 1.0, 1.0], [9.0, 11.0, 13.0]], tensor([ 6., 15.]))
     """
     if torch.compiler.is_compiling():
-        return torch.addcmul(x, _of_images(scale, x), added)
+        joined = torch.addcmul(x, _of_images(scale, x), added)
+        return joined.relu() if rectified else joined
+    reads_here(scale)
     dtype = torch.result_type(x, added)
-    joined: Tensor = _AddScaled.apply(x.to(dtype), added.to(dtype), scale.to(dtype))
-    return joined
+    values = x.to(dtype), added.to(dtype), scale.to(dtype)
+    if suits_kernels(x):
+        from aigtool.kernels import AddScaled
+
+        outcome: Tensor
+        outcome, means = AddScaled.apply(*values, rectified)
+        outcome._channel_means = means, outcome._version  # type: ignore[attr-defined]
+        return outcome
+    joined = cast(Tensor, _AddScaled.apply(*values))
+    return joined.relu() if rectified else joined
+
+
+def channel_means(x: Tensor) -> Tensor | None:
+    """Return the means over positions that a GPU computed along with features, if it did.
+
+    Args:
+        x: ``(N, C, H, W)``.
+
+    Returns:
+        ``(N, C)`` in float32, of what ``add_scaled`` returned and nothing has been written to.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    means, version = getattr(x, "_channel_means", (None, 0))
+    if means is None or version != x._version:
+        return None
+    reads_here(means)
+    return _whole(means)
+
+
+def pool(x: Tensor) -> Tensor:
+    """Return the means over positions of features that suit a GPU's kernels, ``(N, C)``."""
+    from aigtool.kernels import Pool
+
+    parts: Tensor = Pool.apply(x)
+    return _whole(parts)
+
+
+def _whole(parts: Tensor) -> Tensor:
+    return parts.flatten(1) if parts.shape[1] == 1 else parts.sum(1)
 
 
 class _AddScaled(Function):

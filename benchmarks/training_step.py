@@ -17,6 +17,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import get_args
 
 import torch
@@ -24,8 +25,10 @@ from torch import Tensor, nn
 
 import aigtool
 from aigtool.training.capture import Captured
+from aigtool.training.compiling import CompiledBranches
 from aigtool.training.config import FinetuneConfig, NormStatistics
 from aigtool.training.objective import Objective
+from aigtool.training.optimization import zero_gradients
 from aigtool.training.trainer import batch_norms
 
 CASES = (
@@ -61,21 +64,29 @@ def stepper(
 
     objective.advance(0.5)
     run = torch.compile(network) if compiled else network
+    branches = CompiledBranches(network) if compiled and images.is_cuda else None
+    if branches:
+        objective.gate_terms = torch.compile(objective.gate_terms)
 
     def gradient(images: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
-            loss = objective(images, labels, run(images), decisions)["loss"]
-        loss.backward()
-        return loss.detach()
+        with (
+            torch.autocast(images.device.type, dtype, enabled=dtype is not None),
+            branches.in_place() if branches else nullcontext(),
+        ):
+            terms = objective(images, labels, run(images), decisions)
+        objective.backward(terms, torch.ones_like(terms["task_loss"]))
+        return terms["loss"].detach()
 
     add_gradient = Captured(gradient, images.device) if images.is_cuda else gradient
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=not images.is_cuda)
         add_gradient(images, labels)
         optimizer.step()
         if images.is_cuda:
+            zero_gradients(optimizer)
             torch.cuda.synchronize()
+        else:
+            optimizer.zero_grad()
 
     return step
 

@@ -31,6 +31,7 @@ FLOORS = (
     ("blocks",),
     ("gates", "graphs"),
     ("device", "intervals", "modes", "output", "picking", "plotting"),
+    ("gpu", "kernels"),
     ("errors", "version"),
 )
 HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from aigtool.budget import Budget
 from aigtool.flops import NetworkFlops
 from aigtool.gates import Decision, Gate
+from aigtool.gpu import aside, rejoin
 from aigtool.losses import (
     ClassProbabilities,
     RunningRates,
     decision_entropy,
-    execution_rates,
     information_loss,
     network_rate_loss,
     per_layer_rate_loss,
@@ -30,6 +30,10 @@ MOST_EXCESS = 0.1
 """What new images are believed to execute more at most: early in a run gates still change much."""
 MOST_CARRIED = 0.25
 """What is carried at most: a gate that cannot move is not pushed ever harder."""
+
+_GATE_TERMS = ("gate_loss", "rate_loss", "execution_rate", "argmax_rate")
+_MEANS = ("execution", "argmax", "probability", "uncertainty")
+"""Of each gate over the latest images."""
 
 
 class Objective(nn.Module):
@@ -86,11 +90,8 @@ class Objective(nn.Module):
         self._wanted: dict[str, Tensor] = {}
         self._teacher = (teacher,)  # in a tuple, lest its weights count as the objective's state
         window = min(config.rate_window, images / 50)
-        self.running = RunningRates(len(gates), window)
-        self.running_argmax = RunningRates(len(gates), window)
-        self.running_probabilities = RunningRates(len(gates), window)
-        self.running_uncertainty = RunningRates(len(gates), window)
-        about_class = config.information_about == "class"
+        self.running = RunningRates(len(_MEANS) * len(gates), window)
+        about_class = bool(config.information) and config.information_about == "class"
         self.known = ClassProbabilities(len(gates), classes, window) if about_class else None
         self.register_buffer("certainty", torch.zeros(()), persistent=False)
         if gates:
@@ -147,6 +148,9 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:
         """Return ``loss``, ``rate_loss`` and, of the minibatch, ``correct`` and execution rates.
 
+        What gates add to the loss is computed ``aside``: on a GPU, ``backward`` or ``rejoin`` comes
+        before any of it is read.
+
         Args:
             pixels: ``(N, C, H, W)``, for the teacher.
             labels: ``(N,)``, or ``(N, classes)``, shares of mixed images.
@@ -157,43 +161,71 @@ class Objective(nn.Module):
         hard = labels if labels.ndim == 1 else labels.argmax(1)
         loss = self.task_loss(pixels, labels, logits)
         terms = {
+            "loss": loss,
+            "task_loss": loss,
             "correct": (logits.argmax(1) == hard).sum(),
             "rate_loss": torch.zeros_like(loss),
             "execution_rate": torch.ones_like(loss),
             "argmax_rate": torch.ones_like(loss),
         }
         if self.gates:
-            made = [decisions[name] for name in self.gates]
-            rates = execution_rates(made)
-            terms["execution_rate"] = rates.mean()
-            gate_logits = torch.stack([decision.logit for decision in made])
-            argmax_rates = (gate_logits > 0).float().mean(1)
-            self.running_argmax(argmax_rates, len(labels))
-            terms["argmax_rate"] = argmax_rates.mean()
-            rates = self.running(rates, len(labels))
-            terms["rate_loss"] = self.rate_loss(rates, self.aimed).detach()
-            aimed = self.aimed - self.carried
-            loss = loss + self.config.rate_weight * self.rate_loss(rates, aimed)
-            self._carry(rates.detach() - self.aimed, len(labels))
-            if self.config.band:
-                band = rate_band_loss(rates, self.config.band_low, self.config.band_high)
-                loss = loss + self.config.band * band
-            probabilities = gate_logits.sigmoid()
-            uncertainty = decision_entropy(probabilities)
-            if self.config.information:
-                untold = uncertainty
-                if self.known is not None:
-                    untold = decision_entropy(self.known(probabilities, hard))
-                information = information_loss(
-                    self.running_probabilities(probabilities.mean(1), len(labels)).clamp(0, 1),
-                    self.running_uncertainty(untold, len(labels)),
-                    self.config.least_information,
-                    self.config.informed_share,
-                )
-                loss = loss + self.config.information * information
-            if self.config.certainty:
-                loss = loss + self.certainty * uncertainty.mean()
-        return {"loss": loss, **terms}
+            with aside(loss.device):
+                made = [decisions[name] for name in self.gates]
+                scales = torch.stack([decision.scale for decision in made]).float()
+                gate_logits = torch.stack([decision.logit for decision in made])
+                of_gates = self.gate_terms(scales, gate_logits, hard)
+                terms.update(zip(_GATE_TERMS, of_gates, strict=True))
+                terms["loss"] = loss + terms["gate_loss"]
+        return terms
+
+    def backward(self, terms: Mapping[str, Tensor], factor: Tensor) -> None:
+        """Add the gradient of the loss times a factor to those of weights, and rejoin.
+
+        Both parts go backwards for themselves, so that on a GPU neither waits for the other.
+        """
+        parts = [terms[name] for name in ("task_loss", "gate_loss") if name in terms]
+        wanted = [part for part in parts if part.requires_grad]
+        torch.autograd.backward(wanted, [factor] * len(wanted))
+        if "gate_loss" in terms:
+            rejoin(factor.device)
+
+    def gate_terms(
+        self, scales: Tensor, gate_logits: Tensor, hard: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what gates add to the loss, the rate loss, and the minibatch's two mean rates.
+
+        Args:
+            scales: ``(gates, N)``, whether each image executes a block.
+            gate_logits: ``(gates, N)``.
+            hard: ``(N,)``, labels.
+        """
+        config, images = self.config, len(hard)
+        rates, argmax_rates = scales.mean(1), (gate_logits > 0).float().mean(1)
+        probabilities = gate_logits.sigmoid()
+        uncertainty = untold = decision_entropy(probabilities)
+        if self.known is not None:
+            untold = decision_entropy(self.known(probabilities, hard))
+        means = torch.cat([rates, argmax_rates, probabilities.mean(1), untold])
+        running = self.running(means, images).view(len(_MEANS), -1)
+        running_rates, _, running_probabilities, untold = running.unbind()
+        rate_loss = self.rate_loss(running_rates, self.aimed).detach()
+        aimed = self.aimed - self.carried
+        loss = config.rate_weight * self.rate_loss(running_rates, aimed)
+        self._carry(running_rates.detach() - self.aimed, images)
+        if config.band:
+            band = rate_band_loss(running_rates, config.band_low, config.band_high)
+            loss = loss + config.band * band
+        if config.information:
+            information = information_loss(
+                running_probabilities.clamp(0, 1),
+                untold,
+                config.least_information,
+                config.informed_share,
+            )
+            loss = loss + config.information * information
+        if config.certainty:
+            loss = loss + self.certainty * uncertainty.mean()
+        return loss, rate_loss, rates.mean(), argmax_rates.mean()
 
     def task_loss(self, pixels: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
         """Return cross entropy, distillation and hints, weighted."""
@@ -233,7 +265,8 @@ class Objective(nn.Module):
             rates: Each gate's execution rate over validation images, with thresholds as in
                 training.
         """
-        more = torch.tensor(rates).to(self.weights) - self.running_argmax.mean
+        known = self.running.mean.view(len(_MEANS), -1)[_MEANS.index("argmax")]
+        more = torch.tensor(rates).to(self.weights) - known
         self.excess.copy_(self._held(more).clamp(-MOST_EXCESS, MOST_EXCESS))
 
     def _held(self, rates: Tensor) -> Tensor:

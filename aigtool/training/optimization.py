@@ -81,6 +81,22 @@ def settle_gates(optimizer: torch.optim.Optimizer, config: FinetuneConfig, progr
     group["lr"] *= last + (1 - last) * left
 
 
+def zero_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Set all gradients to zero where they lie, in few launches of a GPU.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(2))
+        >>> weight.sum().backward()
+        >>> zero_gradients(torch.optim.SGD([weight]))
+        >>> weight.grad
+        tensor([0., 0.])
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    if gradients:
+        torch._foreach_zero_(gradients)
+
+
 def _falls(config: FinetuneConfig) -> dict[str, Any]:
     """Return how some schedules fall: timm's defaults are for 300 epochs, or hardly fall."""
     if config.sched == "step":

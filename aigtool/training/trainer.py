@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,10 +18,11 @@ from aigtool.errors import NonFiniteLossError, UserError
 from aigtool.gates import Decision
 from aigtool.models.description import PixelNetwork
 from aigtool.training.capture import Captured
+from aigtool.training.compiling import CompiledBranches
 from aigtool.training.config import FinetuneConfig, noise_at, temperature_at
 from aigtool.training.mixing import make_mixing
 from aigtool.training.objective import Objective
-from aigtool.training.optimization import make_optimizer, settle_gates
+from aigtool.training.optimization import make_optimizer, settle_gates, zero_gradients
 
 SAVE_SECONDS = 240.0
 """All state is saved when a step ends this long after the last time, and after each epoch."""
@@ -93,7 +94,13 @@ class Trainer:
         decay = config.model_ema_decay
         self.average = ModelEmaV3(self.network, decay, use_warmup=True) if decay else None
         self.mix = make_mixing(config.mixup, config.cutmix, networks.classes)
-        self.forward = torch.compile(self.trained) if config.compile else self.trained
+        self.forward: Callable[[Tensor], Tensor] = self.trained
+        self.branches: CompiledBranches | None = None
+        if config.compile:
+            self.forward = torch.compile(self.trained)
+        if config.compile and self.on_cuda:
+            self.branches = CompiledBranches(self.trained)
+            objective.gate_terms = torch.compile(objective.gate_terms)  # type: ignore[method-assign]
         self.decisions: dict[str, Decision] = {}
         self.noise, self.temperature, self.together = torch.ones(3, device=self.device).unbind()
         for gate in self.gates.values():
@@ -243,9 +250,13 @@ class Trainer:
     def _gradient(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """Add a minibatch's gradient, and return what the objective says, ``(len(_SUMS),)``."""
         dtype = self.config.amp_dtype
-        with torch.autocast(self.device.type, getattr(torch, dtype), enabled=dtype != "float32"):
+        with (
+            torch.autocast(self.device.type, getattr(torch, dtype), enabled=dtype != "float32"),
+            self.branches.in_place() if self.branches else nullcontext(),
+        ):
             terms = self.objective(pixels, labels, self.forward(pixels), self.decisions)
-        self.scaler.scale(terms["loss"] / self.together).backward()
+        self.objective.backward(terms, self.scaler.scale(1 / self.together))
+        self.decisions.clear()  # They hold the graph, and with it the streams that it ran on.
         return torch.stack([terms[name].detach() for name in _SUMS])
 
     def _step(self) -> None:
@@ -256,7 +267,10 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=not self.on_cuda)
+        if self.on_cuda:
+            zero_gradients(self.optimizer)  # A CUDA graph adds to them where they lie.
+        else:
+            self.optimizer.zero_grad()
         self.done += 1
         if self.average is not None:
             self.average.update(self.network, step=self.done)

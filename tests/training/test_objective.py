@@ -1,5 +1,6 @@
 """What a step minimises, against torch.distributions and sums by hand."""
 
+import copy
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -117,6 +118,32 @@ def test_certainty_is_asked_for_as_the_noise_falls(
     made = torch.stack([decision.logit.sigmoid() for decision in decisions().values()])
     expected = torch.tensor(3.0).log() + weight * Bernoulli(made).entropy().mean()
     torch.testing.assert_close(values["loss"], expected)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_backward_is_the_gradient_of_the_loss_times_a_factor(
+    gates: dict[str, Gate], gated: bool
+) -> None:
+    objective = Objective(
+        FinetuneConfig(target_rate=0.5), gates if gated else {}, FLOPS, None, 1000, classes=3
+    )
+    found = []
+    for way in ("backward", "loss"):
+        logits = torch.linspace(0, 1, 15).view(5, 3).requires_grad_()
+        of_gates = [torch.linspace(-1, 1, 5).requires_grad_() for _ in gates]
+        made = {
+            name: Decision(logit.sigmoid(), logit, "scaled")
+            for name, logit in zip(gates, of_gates, strict=True)
+        }
+        again = at(0.5, copy.deepcopy(objective))
+        terms = again(torch.zeros(5, 1, 1, 1), LABELS, logits, made)
+        if way == "backward":
+            again.backward(terms, torch.tensor(0.25))
+        else:
+            (0.25 * terms["loss"]).backward()
+        found.append([logits.grad, *(logit.grad for logit in of_gates)])
+    torch.testing.assert_close(*found)
+    assert all((gradient is not None) == gated for gradient in found[0][1:])
 
 
 def test_rates_are_those_of_the_latest_images(gates: dict[str, Gate]) -> None:

@@ -1,0 +1,208 @@
+"""Kernels of a GPU compute what PyTorch's operations do, both ways.
+
+Where there is no GPU, Triton's interpreter runs them (``conftest.py`` says so).
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aigtool.blocks import GatedBlock
+from aigtool.conversion import convert, named_gates, recorded_decisions
+from aigtool.gates import Gate, pooled, straight_through
+from aigtool.models.zoo import create_network
+from aigtool.picking import add_scaled, channel_means
+
+HAS_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if HAS_GPU else "cpu"
+pytest.importorskip("triton")
+from aigtool.kernels import AddScaled, Decide, Decider, Pool, fits  # noqa: E402
+
+SHAPES = [(3, 8, 23, 29), (2, 16, 32, 32), (2, 70, 9, 7), (2, 64, 17, 30), (1, 5, 1, 1)]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+@contextmanager
+def kernels(suit: bool) -> Iterator[None]:
+    """Let what asks whether features suit kernels be told so, or not."""
+    with ExitStack() as stack:
+        for module in ("blocks", "gates", "picking"):
+            stack.enter_context(mock.patch(f"aigtool.{module}.suits_kernels", lambda _: suit))
+        # On a CPU images that are skipped would be parted from the others.
+        stack.enter_context(mock.patch.object(GatedBlock, "_can_part", lambda *_: False))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _wherever_features_lie() -> Iterator[None]:
+    with kernels(True):
+        yield
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape).to(DEVICE, dtype)
+
+
+def gradients(
+    compute: Callable[..., tuple[Tensor, Tensor]],
+    inputs: list[Tensor],
+    of_outputs: list[Tensor],
+    create_graph: bool = False,
+) -> list[Tensor]:
+    """Return what is computed, then its gradients."""
+    leaves = [value.clone().requires_grad_() for value in inputs]
+    outputs = compute(*leaves)
+    found = torch.autograd.grad(outputs, leaves, of_outputs, create_graph=create_graph)
+    return [value.detach() for value in (*outputs, *found)]
+
+
+@pytest.mark.parametrize("rectified", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sums_are_those_of_operations(
+    shape: tuple[int, ...], layout: torch.memory_format, rectified: bool
+) -> None:
+    torch.manual_seed(0)
+    inputs = [random(*shape).contiguous(memory_format=layout) for _ in range(2)]
+    inputs.append(torch.rand(shape[0], device=DEVICE))
+    wanted = [random(*shape), random(*shape[:2])]
+
+    def fused(x: Tensor, added: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        joined, means = AddScaled.apply(x, added, scale, rectified)
+        return joined, means.sum(1)
+
+    def plain(x: Tensor, added: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        joined = x + scale[:, None, None, None] * added
+        joined = joined.relu() if rectified else joined
+        return joined, joined.mean((2, 3))
+
+    expected = gradients(plain, inputs, wanted)
+    for create_graph in (False, True):
+        found = gradients(fused, inputs, wanted, create_graph)
+        # Sums of as many as 13,000 numbers are taken in another order.
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("rectified", [False, True])
+def test_sums_in_half_precision_are_rounded_once(rectified: bool) -> None:
+    """Not bfloat16: the interpreter cuts its numbers off."""
+    torch.manual_seed(0)
+    x, added = (random(3, 16, 9, 7, dtype=torch.float16) for _ in range(2))
+    scale = torch.tensor([0.0, 1.0, 0.3], device=DEVICE, dtype=torch.float16)
+    joined, means = AddScaled.apply(x, added, scale, rectified)
+    exact = x.float() + scale.float()[:, None, None, None] * added.float()
+    exact = exact.relu() if rectified else exact
+    torch.testing.assert_close(joined, exact.half(), rtol=0, atol=0)
+    torch.testing.assert_close(means.sum(1), joined.float().mean((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_means_are_those_of_operations(
+    shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    x = random(*shape, dtype=dtype).contiguous(memory_format=layout)
+    wanted = [random(*shape[:2])]
+    expected = gradients(lambda x: (x.float().mean((2, 3)),), [x], wanted)
+    for create_graph in (False, True):
+        found = gradients(lambda x: (Pool.apply(x).sum(1),), [x], wanted, create_graph)
+        torch.testing.assert_close(found, expected)
+        assert found[1].stride() == x.stride() or create_graph
+
+
+@pytest.mark.parametrize("by_batch", [True, False])
+@pytest.mark.parametrize(("images", "width"), [(5, 16), (64, 10), (128, 16)])
+def test_a_gate_decides_as_its_layers(images: int, width: int, by_batch: bool) -> None:
+    torch.manual_seed(0)
+    gate = Gate(24, width).to(DEVICE)
+    for weights in (gate.fc2.weight, gate.norm.weight, gate.norm.bias, gate.norm.running_mean):
+        nn.init.normal_(weights)
+    gate.norm.running_var.uniform_(0.5, 2)
+    gate.norm.train(by_batch)
+    for value, number in ((gate.threshold, 0.3), (gate.temperature, 0.7), (gate.noise, 0.6)):
+        value.fill_(number)
+    other = copy.deepcopy(gate)
+    features, drawn = random(images, 24), random(2, images).exp()
+    wanted = [random(images), random(images)]
+
+    def fused(x: Tensor) -> tuple[Tensor, Tensor]:
+        layers = (gate.fc1.bias, gate.norm.weight, gate.norm.bias, gate.fc2.weight, gate.fc2.bias)
+        by = Decider(gate.norm, by_batch, gate.threshold, gate.noise, gate.temperature)
+        return Decide.apply(F.linear(x, gate.fc1.weight), *layers, drawn, by)
+
+    def plain(x: Tensor) -> tuple[Tensor, Tensor]:
+        skip, execute = other.fc2(other.norm(other.fc1(x)).relu()).unbind(1)
+        logit = execute - skip
+        noise = other.noise * (drawn[0].log() - drawn[1].log())
+        return straight_through(logit - other.threshold + noise, other.temperature), logit
+
+    results = []
+    for own, compute in ((gate, fused), (other, plain)):
+        leaf = features.clone().requires_grad_()
+        outputs = compute(leaf)
+        torch.autograd.backward(outputs, wanted)
+        of_weights = [weight.grad for weight in own.parameters()]
+        results.append([*(value.detach() for value in outputs), leaf.grad, *of_weights])
+    # The first layer's bias has no gradient where a batch's mean is taken off; rounding is left.
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(gate.norm, name), getattr(other.norm, name))
+
+
+def test_large_batches_are_left_to_operations() -> None:
+    assert fits(2048, 16)
+    assert not fits(2049, 16)
+
+
+def test_means_go_with_what_was_joined_until_it_is_written_to() -> None:
+    x = random(2, 3, 5, 5)
+    joined = add_scaled(x, x, torch.ones(2, device=DEVICE))
+    means = channel_means(joined)
+    assert means is not None
+    torch.testing.assert_close(means, joined.mean((2, 3)))
+    assert channel_means(joined.clone()) is None
+    joined.add_(1)
+    assert channel_means(joined) is None
+    torch.testing.assert_close(pooled(joined), joined.mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "resnetv2_18"])
+def test_a_network_trains_as_with_operations(name: str) -> None:
+    """Of blocks that end in a ReLU and of others, and behind a stem."""
+    torch.manual_seed(0)
+    network = convert(create_network(name)).to(DEVICE).train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    for _, gate in named_gates(network):
+        gate.noise.zero_()
+        nn.init.normal_(gate.fc2.weight)
+    other = copy.deepcopy(network)
+    images, labels = random(3, 3, 32, 32), torch.randint(5, (3,), device=DEVICE)
+
+    def step(network: nn.Module) -> list[Tensor]:
+        with recorded_decisions(network) as decisions:
+            logits = network(images)
+            rates = [
+                decision.scale.mean() + decision.logit.mean() for decision in decisions.values()
+            ]
+            (F.cross_entropy(logits, labels) + torch.stack(rates).mean()).backward()
+        return [logits.detach(), *(weight.grad for weight in network.parameters())]
+
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        fused = step(network)
+        with kernels(False):
+            plain = step(other)
+    # A bias before a norm has a gradient of rounding alone, small beside others.
+    largest = max(float(value.abs().max()) for value in plain)
+    for found, expected in zip(fused, plain, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * largest)
+    torch.testing.assert_close(network.state_dict(), other.state_dict())
