@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from aigtool.gates import Decision, Gate
-from aigtool.gpu import aside, rejoin, suits_kernels
+from aigtool.gpu import aside, is_unobserved, rejoin, suits_kernels
 from aigtool.graphs import (
     AUGMENTED,
     NotResidualError,
@@ -373,8 +373,7 @@ class GatedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on ``(N, C, H, W)`` for the images that the gate chooses."""
-        with aside(x.device):
-            decision: Decision = self.gate(x)
+        decision: Decision = aside(x.device, self.gate, x)
         if decision.run != "scaled":
             rejoin(x.device)
         return self._run(x, decision)
@@ -412,11 +411,11 @@ class GatedBlock(nn.Module):
         return cast(Tensor, shortcut + residual)
 
     def _rectifies_at_once(self, shortcut: Tensor) -> bool:
-        """Whether the ReLU after the addition is computed along with it, and nobody watches it."""
+        """Whether the ReLU after the addition is computed along with it."""
         if not (suits_kernels(shortcut) and self.ends_rectified()):
             return False
-        tail = self.get_submodule(self.parts.activation or "")
-        return tail is self or not (tail._forward_hooks or tail._forward_pre_hooks)
+        name = self.parts.activation
+        return is_unobserved(*[self.get_submodule(name)] if name else [])
 
     def _can_part(self, scale: Tensor) -> bool:
         """Whether the images that are skipped can be told apart from the others, and it pays.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aigtool.gpu import suits_kernels
+from aigtool.gpu import is_unobserved, suits_kernels
 from aigtool.picking import channel_means, pool
 
 Policy = Literal["argmax", "sampled", "open", "closed", "expected"]
@@ -139,16 +139,16 @@ class Gate(nn.Module):
         return Decision((margin > 0).to(x.dtype), logit, "chosen")
 
     def _decides_at_once(self, x: Tensor) -> bool:
-        if not suits_kernels(x) or self.fc1.weight.dtype != torch.float32:
+        layers = (self.fc1, self.norm, self.fc2)
+        if not (suits_kernels(x) and is_unobserved(*layers)):
             return False
         from aigtool.kernels import fits
 
-        # What was put in the layers' place, or watches them, is asked.
-        plain = (nn.Linear, nn.BatchNorm1d, nn.Linear)
-        layers = (self.fc1, self.norm, self.fc2)
-        watched = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
-        is_plain = tuple(map(type, layers)) == plain and self.norm.momentum is not None
-        return is_plain and not watched and fits(len(x), self.width)
+        # Others may have been put in their place, or another way to the logit.
+        as_made = tuple(map(type, layers)) == (nn.Linear, nn.BatchNorm1d, nn.Linear)
+        as_made = as_made and type(self).logit is Gate.logit and self.norm.momentum is not None
+        is_single = self.fc1.weight.dtype == torch.float32
+        return as_made and is_single and fits(len(x), self.width)
 
     def _decide_at_once(self, x: Tensor) -> Decision:
         """Decide as in training, in a few kernels of a GPU."""

@@ -22,23 +22,24 @@ MOST_HIDDEN = 2**15
 class AddScaled(Function):
     """``x + scale * added``, and a ReLU if it is to be rectified; ``picking.add_scaled``.
 
-    Also what its channels' means over positions are made of, ``(N, parts, C)`` in float32, to be
-    added up over the parts: a gate asks for them, and a pass over memory is saved each way.
+    All lie in memory as ``x`` does. Also returned is what its channels' means over positions are
+    made of, ``(N, parts, C)`` in float32, to be added up over the parts: a gate asks for them, and
+    a pass over memory is saved each way.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, added: Tensor, scale: Tensor, rectified: bool
     ) -> tuple[Tensor, Tensor]:
-        added = _laid_out_as(x, added)
-        joined = torch.empty_like(x)
         tiles = _Tiles.of(x)
+        joined = tiles.empty(x)
         images, parts, _ = tiles.programs
         means = torch.empty(images, parts, x.shape[1], dtype=torch.float32, device=x.device)
-        _add_scaled[tiles.programs](
-            x, added, scale, joined, means, *tiles.sizes, rectified, num_warps=tiles.warps
-        )
-        ctx.tiles, ctx.shape = tiles, x.shape
+        with torch.cuda.device_of(x):
+            _add_scaled[tiles.programs](
+                x, added, scale, joined, means, *tiles.sizes, rectified, num_warps=tiles.warps
+            )
+        ctx.tiles = tiles
         ctx.save_for_backward(added, scale, joined if rectified else None)
         ctx.set_materialize_grads(False)
         return joined, means
@@ -52,14 +53,14 @@ class AddScaled(Function):
         tiles = ctx.tiles
         if torch.is_grad_enabled():  # This gradient's own gradient is wanted too.
             if of_means is not None:
-                grad = grad + tiles.spread(of_means, ctx.shape).to(grad.dtype)
+                grad = grad + tiles.spread(of_means, grad.shape).to(grad.dtype)
             grad = grad if joined is None else grad * (joined > 0)
             factor = scale[:, None, None, None]
             return grad, grad * factor, (grad * added).flatten(1).sum(1), None
-        grad = _laid_out_as(added, grad)
+        grad = grad.contiguous(memory_format=tiles.layout)
         is_changed = joined is not None or of_means is not None
-        of_x = torch.empty_like(grad) if is_changed else grad
-        of_added = torch.empty_like(added)
+        of_x = tiles.empty(added) if is_changed else grad
+        of_added = tiles.empty(added)
         images, parts, blocks = tiles.programs
         whole = scale.dtype if parts * blocks == 1 else torch.float32
         products = torch.empty(images, parts * blocks, dtype=whole, device=added.device)
@@ -96,15 +97,22 @@ class _Tiles(NamedTuple):
         sizes = channels, positions, not x.is_contiguous(), across, along
         return cls(programs, sizes, max(4, min(16, across * along // 1024)))
 
+    @property
+    def layout(self) -> torch.memory_format:
+        """Of the features in memory."""
+        return torch.channels_last if self.sizes[2] else torch.contiguous_format
+
+    def empty(self, like: Tensor) -> Tensor:
+        """Return features to be written."""
+        return torch.empty(
+            like.shape, dtype=like.dtype, device=like.device, memory_format=self.layout
+        )
+
     def spread(self, means: Tensor, shape: torch.Size) -> Tensor:
         """Return the gradient of features from that of their parts' means."""
         _, positions, _, _, along = self.sizes
         each = means.repeat_interleave(along, 1)[:, :positions] / positions
         return each.transpose(1, 2).reshape(shape)
-
-
-def _laid_out_as(like: Tensor, x: Tensor) -> Tensor:
-    return x if x.stride() == like.stride() else torch.empty_like(like, dtype=x.dtype).copy_(x)
 
 
 @triton.jit
@@ -172,7 +180,8 @@ class Pool(Function):
         tiles = ctx.tiles = _Tiles.of(x)
         images, parts, _ = tiles.programs
         means = torch.empty(images, parts, x.shape[1], dtype=torch.float32, device=x.device)
-        _pool[tiles.programs](x, means, *tiles.sizes, num_warps=tiles.warps)
+        with torch.cuda.device_of(x):
+            _pool[tiles.programs](x, means, *tiles.sizes, num_warps=tiles.warps)
         ctx.shape, ctx.dtype = x.shape, x.dtype
         return means
 
@@ -182,9 +191,9 @@ class Pool(Function):
         if torch.is_grad_enabled():  # This gradient's own gradient is wanted too.
             spread: Tensor = tiles.spread(grad, ctx.shape).to(ctx.dtype)
             return spread
-        _, _, is_last, _, _ = tiles.sizes
-        layout = torch.channels_last if is_last else torch.contiguous_format
-        of_x = torch.empty(ctx.shape, dtype=ctx.dtype, device=grad.device, memory_format=layout)
+        of_x = torch.empty(
+            ctx.shape, dtype=ctx.dtype, device=grad.device, memory_format=tiles.layout
+        )
         _spread[tiles.programs](grad, *grad.stride(), of_x, *tiles.sizes, num_warps=tiles.warps)
         return of_x
 
@@ -243,12 +252,13 @@ class Decide(Function):
         scale, logit, margin = (products.new_empty(images) for _ in range(3))
         statistics = products.new_empty(2, width)
         norm = by.norm
-        _decide[(1,)](
-            products, bias, weight, shift, norm.running_mean, norm.running_var, second,
-            second_bias, exponentials, by.threshold, by.noise, scale, logit, margin, statistics,
-            images, width, norm.eps, norm.momentum, by.by_batch,
-            triton.next_power_of_2(images), triton.next_power_of_2(width),
-        )  # fmt: skip
+        with torch.cuda.device_of(products):
+            _decide[(1,)](
+                products, bias, weight, shift, norm.running_mean, norm.running_var, second,
+                second_bias, exponentials, by.threshold, by.noise, scale, logit, margin, statistics,
+                images, width, norm.eps, norm.momentum, by.by_batch,
+                triton.next_power_of_2(images), triton.next_power_of_2(width),
+            )  # fmt: skip
         ctx.save_for_backward(
             products, bias, weight, shift, second, margin, statistics, by.temperature
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from aigtool.gpu import reads_here, suits_kernels
+from aigtool.gpu import is_unobserved, reads_here, suits_kernels
 
 _CACHED = 2**19
 """Numbers whose products stay in a CPU's cache until they are summed."""
@@ -103,15 +103,18 @@ def add_scaled(x: Tensor, added: Tensor, scale: Tensor, *, rectified: bool = Fal
         return joined.relu() if rectified else joined
     reads_here(scale)
     dtype = torch.result_type(x, added)
-    values = x.to(dtype), added.to(dtype), scale.to(dtype)
+    x, added, scale = (value.to(dtype) for value in (x, added, scale))
     if suits_kernels(x):
         from aigtool.kernels import AddScaled
 
-        outcome: Tensor
-        outcome, means = AddScaled.apply(*values, rectified)
-        outcome._channel_means = means, outcome._version  # type: ignore[attr-defined]
-        return outcome
-    joined = cast(Tensor, _AddScaled.apply(*values))
+        layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+        joined, means = AddScaled.apply(
+            x, added.contiguous(memory_format=layout), scale.contiguous(), rectified
+        )
+        if is_unobserved():
+            joined._channel_means = means, joined._version
+        return cast(Tensor, joined)
+    joined = cast(Tensor, _AddScaled.apply(x, added, scale))
     return joined.relu() if rectified else joined
 
 
@@ -122,9 +125,10 @@ def channel_means(x: Tensor) -> Tensor | None:
         x: ``(N, C, H, W)``.
 
     Returns:
-        ``(N, C)`` in float32, of what ``add_scaled`` returned and nothing has been written to.
+        ``(N, C)`` in float32, of what ``add_scaled`` returned, ``unobserved``, and nothing has been
+        written to. Their gradient does not come by way of the features.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not is_unobserved():
         return None
     means, version = getattr(x, "_channel_means", (None, 0))
     if means is None or version != x._version:

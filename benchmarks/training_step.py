@@ -66,7 +66,7 @@ def stepper(
     run = torch.compile(network) if compiled else network
     branches = CompiledBranches(network) if compiled and images.is_cuda else None
     if branches:
-        objective.gate_terms = torch.compile(objective.gate_terms)
+        objective.gate_terms = torch.compile(objective.gate_terms, dynamic=False)
 
     def gradient(images: Tensor, labels: Tensor) -> Tensor:
         with (

@@ -31,7 +31,8 @@ FLOORS = (
     ("blocks",),
     ("gates", "graphs"),
     ("device", "intervals", "modes", "output", "picking", "plotting"),
-    ("gpu", "kernels"),
+    ("gpu",),
+    ("kernels",),
     ("errors", "version"),
 )
 HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}

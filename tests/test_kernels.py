@@ -5,7 +5,7 @@ Where there is no GPU, Triton's interpreter runs them (``conftest.py`` says so).
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from unittest import mock
 
 import pytest
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aigtool.blocks import GatedBlock
-from aigtool.conversion import convert, named_gates, recorded_decisions
+from aigtool.conversion import convert, named_gates, recorded_decisions, set_policy
 from aigtool.gates import Gate, pooled, straight_through
+from aigtool.gpu import aside, rejoin, suits_kernels, unobserved
 from aigtool.models.zoo import create_network
 from aigtool.picking import add_scaled, channel_means
 
@@ -164,14 +165,91 @@ def test_large_batches_are_left_to_operations() -> None:
 
 def test_means_go_with_what_was_joined_until_it_is_written_to() -> None:
     x = random(2, 3, 5, 5)
-    joined = add_scaled(x, x, torch.ones(2, device=DEVICE))
-    means = channel_means(joined)
-    assert means is not None
-    torch.testing.assert_close(means, joined.mean((2, 3)))
-    assert channel_means(joined.clone()) is None
-    joined.add_(1)
+    with unobserved():
+        joined = add_scaled(x, x, torch.ones(2, device=DEVICE))
+        means = channel_means(joined)
+        assert means is not None
+        torch.testing.assert_close(means, joined.mean((2, 3)))
+        assert channel_means(joined.clone()) is None
     assert channel_means(joined) is None
-    torch.testing.assert_close(pooled(joined), joined.mean((2, 3)))
+    with unobserved():
+        joined.add_(1)
+        assert channel_means(joined) is None
+        torch.testing.assert_close(pooled(joined), joined.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [torch.tensor(0.5).expand(3), torch.tensor([[1.0, 5.0], [0.0, 5.0], [0.3, 5.0]])[:, 0]],
+    ids=["of all", "a column"],
+)
+def test_factors_and_features_may_lie_anyhow(scale: Tensor) -> None:
+    x, scale = random(3, 4, 5, 6), scale.to(DEVICE)
+    added = random(3, 4, 5, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    leaf = scale.detach().clone().requires_grad_()
+    joined = add_scaled(x, added, scale)
+    torch.testing.assert_close(joined, x + scale[:, None, None, None] * added)
+    # The gradient of a factor is linear in what is added, whose own gradient is asked for.
+    (of_scale,) = torch.autograd.grad(
+        add_scaled(x, added, leaf).square().sum(), leaf, create_graph=True
+    )
+    found = torch.autograd.grad(of_scale.sum(), added)
+    again = (x + leaf[:, None, None, None] * added).square().sum()
+    (of_scale,) = torch.autograd.grad(again, leaf, create_graph=True)
+    torch.testing.assert_close(found, torch.autograd.grad(of_scale.sum(), added))
+
+
+def test_a_gradient_of_features_has_what_comes_through_the_gate() -> None:
+    """Where features are watched; in the trainer's steps nobody does."""
+    network = convert(create_network("cifar_resnet20")).to(DEVICE).eval()
+    for _, gate in named_gates(network):
+        nn.init.normal_(gate.fc2.weight)
+    features: list[Tensor] = []
+    network.layer1[0].register_forward_hook(lambda *made: features.append(made[2]))
+    images, of_features = random(2, 3, 32, 32), []
+    for suit in (True, False):
+        with kernels(suit):
+            answer = network(images).square().sum()
+            of_features.append(torch.autograd.grad(answer, features.pop())[0])
+    largest = float(of_features[1].abs().max())
+    torch.testing.assert_close(*of_features, rtol=1e-3, atol=1e-4 * largest)
+
+
+def test_a_policy_that_scales_needs_no_gradient() -> None:
+    network = convert(create_network("cifar_resnet20")).to(DEVICE).eval()
+    set_policy(network, "expected")
+    for _, gate in named_gates(network):
+        gate.expected_rate.fill_(0.7)
+    images, answers = random(2, 3, 32, 32), []
+    for suit in (True, False):
+        with kernels(suit), torch.inference_mode():
+            answers.append(network(images))
+    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("images", [1, 4])
+def test_a_gate_in_training_keeps_the_books_that_it_kept(images: int) -> None:
+    """One image has no statistics of its own: the running ones are used, and left."""
+    gate = Gate(6).to(DEVICE).train()
+    gate.norm.running_mean.normal_()
+    gate.noise.zero_()
+    other, x = copy.deepcopy(gate), random(images, 6, 3, 3)
+    with unobserved():
+        decision = gate(x)
+    with kernels(False):
+        expected = other(x)
+    torch.testing.assert_close(decision.logit, expected.logit)
+    assert torch.equal(decision.scale, expected.scale)
+    torch.testing.assert_close(gate.state_dict(), other.state_dict())
+    assert gate.norm.num_batches_tracked == (images > 1)
+
+
+def test_layers_that_are_watched_are_called() -> None:
+    gate, called = Gate(6).to(DEVICE).train(), []
+    gate.norm.register_forward_hook(lambda *_: called.append("norm"))
+    with unobserved():
+        gate(random(4, 6, 3, 3))
+    assert called == ["norm"]
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "resnetv2_18"])
@@ -198,7 +276,8 @@ def test_a_network_trains_as_with_operations(name: str) -> None:
         return [logits.detach(), *(weight.grad for weight in network.parameters())]
 
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        fused = step(network)
+        with unobserved():
+            fused = step(network)
         with kernels(False):
             plain = step(other)
     # A bias before a norm has a gradient of rounding alone, small beside others.
@@ -206,3 +285,42 @@ def test_a_network_trains_as_with_operations(name: str) -> None:
     for found, expected in zip(fused, plain, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * largest)
     torch.testing.assert_close(network.state_dict(), other.state_dict())
+
+
+def test_only_features_that_kernels_know_suit_them() -> None:
+    x = torch.zeros(2, 3, 4, 4, device=DEVICE)
+    assert suits_kernels(x) == HAS_GPU
+    for other in (x.double(), x[:0], x[0], x.transpose(2, 3), x[:, :, ::2]):
+        assert not suits_kernels(other)
+
+
+def test_streams_wait_for_each_other_where_they_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate's for the block's input, the block's for the decision, once branches are launched."""
+    happened: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: "Stream") -> None:
+            happened.append(f"{self.name} waits for {other.name}")
+
+    monkeypatch.setattr("aigtool.gpu._has_second", lambda _: True)
+    monkeypatch.setattr("aigtool.gpu._second", lambda _: Stream("gate's"))
+    monkeypatch.setattr("torch.cuda.current_stream", lambda _: Stream("block's"))
+    monkeypatch.setattr("torch.cuda.stream", lambda _: nullcontext())
+    monkeypatch.setattr("torch.Tensor.record_stream", lambda *_: happened.append("kept"))
+    network = convert(create_network("cifar_resnet20")).train()
+    block = network.layer1[0]
+    block.gate.register_forward_hook(lambda *_: happened.append("gate"))
+    block.conv1.register_forward_hook(lambda *_: happened.append("branch"))
+    block(torch.rand(2, 16, 8, 8))
+    assert happened == [
+        "gate's waits for block's", "gate", "branch", "block's waits for gate's", "kept",
+    ]  # fmt: skip
+    happened.clear()
+    block.gate.policy = "closed"
+    block(torch.rand(2, 16, 8, 8))
+    assert happened == ["gate's waits for block's", "gate", "block's waits for gate's"]
+    assert aside(torch.device("cpu"), int, "3") == 3
+    rejoin(torch.device("cpu"))

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from aigtool.gpu import unobserved
+
 Computation = Callable[[Tensor, Tensor], Tensor]
 WARM_UP = 3
 """Calls before one is recorded: what is allocated or chosen at first is then in place."""
@@ -19,8 +21,8 @@ class Captured:
     a graph of their own, all in one pool of memory; the first calls run as they are.
 
     Args:
-        compute: From two tensors on a GPU it computes one. It asks the host for no value; what
-            else it reads or writes stays where it lies in memory.
+        compute: From two tensors on a GPU it computes one, ``unobserved``. It asks the host for no
+            value; what else it reads or writes stays where it lies in memory.
         device: The GPU.
     """
 
@@ -35,7 +37,7 @@ class Captured:
         """Compute; the next call may write over the result."""
         key = first.shape, first.dtype, second.shape, second.dtype
         self._calls[key] += 1
-        with torch.cuda.device(self.device):
+        with torch.cuda.device(self.device), unobserved():
             if self._calls[key] <= WARM_UP:
                 return self._as_it_is(first, second)
             if key not in self._graphs:

@@ -14,7 +14,8 @@ class CompiledBranches:
     """The branches of a network's gated blocks, compiled each for itself.
 
     PyTorch compiles for one stream, on which a gate's small kernels come before its block's
-    convolutions; ``GatedBlock`` launches them beside each other.
+    convolutions; ``GatedBlock`` launches them beside each other. Shapes are fixed, as it would take
+    those of different blocks for different shapes of one.
 
     Args:
         network: Trained on a GPU; it is left as it is but for the time ``in_place``.
@@ -26,8 +27,8 @@ class CompiledBranches:
         self.compiled = [
             replace(
                 parts,
-                residual=torch.compile(parts.residual),
-                shortcut=torch.compile(parts.shortcut),
+                residual=torch.compile(parts.residual, dynamic=False),
+                shortcut=torch.compile(parts.shortcut, dynamic=False),
             )
             for parts in self.plain
         ]

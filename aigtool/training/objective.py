@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from aigtool.budget import Budget
 from aigtool.flops import NetworkFlops
 from aigtool.gates import Decision, Gate
-from aigtool.gpu import aside, rejoin
+from aigtool.gpu import aside, reads_here, rejoin
 from aigtool.losses import (
     ClassProbabilities,
     RunningRates,
@@ -169,13 +169,8 @@ class Objective(nn.Module):
             "argmax_rate": torch.ones_like(loss),
         }
         if self.gates:
-            with aside(loss.device):
-                made = [decisions[name] for name in self.gates]
-                scales = torch.stack([decision.scale for decision in made]).float()
-                gate_logits = torch.stack([decision.logit for decision in made])
-                of_gates = self.gate_terms(scales, gate_logits, hard)
-                terms.update(zip(_GATE_TERMS, of_gates, strict=True))
-                terms["loss"] = loss + terms["gate_loss"]
+            made = [decisions[name] for name in self.gates]
+            terms.update(aside(loss.device, self._terms_of_gates, made, hard, loss))
         return terms
 
     def backward(self, terms: Mapping[str, Tensor], factor: Tensor) -> None:
@@ -188,6 +183,15 @@ class Objective(nn.Module):
         torch.autograd.backward(wanted, [factor] * len(wanted))
         if "gate_loss" in terms:
             rejoin(factor.device)
+
+    def _terms_of_gates(
+        self, made: Sequence[Decision], hard: Tensor, task_loss: Tensor
+    ) -> dict[str, Tensor]:
+        reads_here(hard)
+        scales = torch.stack([decision.scale for decision in made]).float()
+        gate_logits = torch.stack([decision.logit for decision in made])
+        terms = dict(zip(_GATE_TERMS, self.gate_terms(scales, gate_logits, hard), strict=True))
+        return {**terms, "loss": task_loss + terms["gate_loss"]}
 
     def gate_terms(
         self, scales: Tensor, gate_logits: Tensor, hard: Tensor

@@ -100,7 +100,7 @@ class Trainer:
             self.forward = torch.compile(self.trained)
         if config.compile and self.on_cuda:
             self.branches = CompiledBranches(self.trained)
-            objective.gate_terms = torch.compile(objective.gate_terms)  # type: ignore[method-assign]
+            objective.gate_terms = torch.compile(objective.gate_terms, dynamic=False)  # type: ignore[method-assign]
         self.decisions: dict[str, Decision] = {}
         self.noise, self.temperature, self.together = torch.ones(3, device=self.device).unbind()
         for gate in self.gates.values():
