@@ -135,3 +135,13 @@ def test_with_a_gradient_the_decision_is_straight_through() -> None:
     (of_probability,) = torch.autograd.grad(decision.logit.sigmoid().sum(), x)
     torch.testing.assert_close(of_scale, of_probability)
     assert of_scale.abs().sum() > 0
+
+
+def test_autocast_leaves_a_gate_as_it_is() -> None:
+    gate, x = Gate(8).eval(), torch.randn(16, 8, 4, 4)
+    torch.nn.init.normal_(gate.fc2.weight)
+    expected = gate(x).logit
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gate(x).logit, expected)
+        assert gate(x.bfloat16()).scale.dtype == torch.bfloat16
+    assert gate.to("meta")(x.to("meta")).logit.shape == (16,)
