@@ -101,7 +101,7 @@ def suits_kernels(x: Tensor) -> bool:
     """
     if x.device.type != "cuda" or torch.compiler.is_compiling() or x.ndim != 4:
         return False
-    if x.dtype not in _HALF_OR_SINGLE or x.numel() == 0 or not _compiles(x.device):
+    if x.dtype not in _HALF_OR_SINGLE or x.numel() == 0 or not _compiles(x.device, x.dtype):
         return False
     return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
 
@@ -116,13 +116,16 @@ def _second(stream: torch.cuda.Stream) -> torch.cuda.Stream:
 
 
 @cache
-def _compiles(device: torch.device) -> bool:
-    if find_spec("triton") is None or torch.cuda.get_device_capability(device) < (7, 0):
+def _compiles(device: torch.device, dtype: torch.dtype) -> bool:
+    least = (8, 0) if dtype == torch.bfloat16 else (7, 0)
+    if find_spec("triton") is None or torch.cuda.get_device_capability(device) < least:
         return False
-    from aigtool.kernels import Pool
-
     try:
-        Pool.apply(torch.zeros(1, 1, 1, 1, device=device))
+        from aigtool.kernels import Pool
+
+        Pool.apply(torch.zeros(1, 1, 1, 1, dtype=dtype, device=device))
+    except torch.OutOfMemoryError:
+        raise
     # A compiler, its headers or a driver may be missing, each told in another way.
     except Exception as error:
         problem = str(error).strip().splitlines()[-1:] or [type(error).__name__]

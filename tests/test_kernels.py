@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from aigtool.blocks import GatedBlock
 from aigtool.conversion import convert, named_gates, recorded_decisions, set_policy
 from aigtool.gates import Gate, pooled, straight_through
-from aigtool.gpu import aside, rejoin, suits_kernels, unobserved
+from aigtool.gpu import _compiles, aside, rejoin, suits_kernels, unobserved
 from aigtool.models.zoo import create_network
 from aigtool.picking import add_scaled, channel_means
 
@@ -314,7 +314,8 @@ def test_streams_wait_for_each_other_where_they_must(monkeypatch: pytest.MonkeyP
     block = network.layer1[0]
     block.gate.register_forward_hook(lambda *_: happened.append("gate"))
     block.conv1.register_forward_hook(lambda *_: happened.append("branch"))
-    block(torch.rand(2, 16, 8, 8))
+    with kernels(False):  # It lies on the CPU.
+        block(torch.rand(2, 16, 8, 8))
     assert happened == [
         "gate's waits for block's", "gate", "branch", "block's waits for gate's", "kept",
     ]  # fmt: skip
@@ -324,3 +325,16 @@ def test_streams_wait_for_each_other_where_they_must(monkeypatch: pytest.MonkeyP
     assert happened == ["gate's waits for block's", "gate", "block's waits for gate's"]
     assert aside(torch.device("cpu"), int, "3") == 3
     rejoin(torch.device("cpu"))
+
+
+def test_where_triton_cannot_compile_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("In file included from main.c\nfatal error: Python.h: No such file")
+
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr("aigtool.kernels.Pool.apply", fail)
+    compiles = _compiles.__wrapped__
+    with pytest.warns(UserWarning, match=r"cannot compile for cpu, .* fatal error: Python\.h: No"):
+        assert not compiles(torch.device("cpu"), torch.float32)
+    # A GPU before compute capability 8.0 has no bfloat16, and nothing is tried.
+    assert not compiles(torch.device("cpu"), torch.bfloat16)

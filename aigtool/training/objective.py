@@ -183,6 +183,8 @@ class Objective(nn.Module):
         torch.autograd.backward(wanted, [factor] * len(wanted))
         if "gate_loss" in terms:
             rejoin(factor.device)
+        self._features.clear()  # They hold the graph, and with it the streams that it ran on.
+        self._wanted.clear()
 
     def _terms_of_gates(
         self, made: Sequence[Decision], hard: Tensor, task_loss: Tensor
