@@ -268,8 +268,8 @@ def _refusing_another_network(folder: RunFolder) -> Iterator[None]:
         yield
     except (KeyError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"run folder {folder.path} is that of another network: resume it with the one that it "
-            "was started with"
+            f"run folder {folder.path} is of another network or version of aigtool: resume "
+            "it with the one that it was started with"
         ) from error
 
 

@@ -142,7 +142,7 @@ def test_a_run_is_not_taken_up_by_another_network(
     finetune(model, train, val, config, out=tmp_path / "run")
     deeper = convert(create_network("cifar_resnet32", num_classes=3))
     other = Model(deeper, Description("cifar_resnet32", 3, input=SPEC))
-    with pytest.raises(UserError, match="is that of another network: resume it with the one"):
+    with pytest.raises(UserError, match="is of another network or version of aigtool: resume"):
         finetune(other, train, val, config, out=tmp_path / "run", resume=True)
 
 
