@@ -1,6 +1,7 @@
 """Convolutions that keep their weights as oneDNN computes with them."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -9,27 +10,37 @@ from torch import Tensor, nn
 _CAN_PACK = (
     torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    and hasattr(torch.ops.mkldnn, "_get_mkldnn_serialized_md")
     and hasattr(torch.ops.aten, "mkldnn_reorder_conv2d_weight")
 )
 """The operators are those that ``torch.compile`` uses, and are not promised to users."""
 
+FEW_POSITIONS = 2**12
+"""Most of a batch of features for which laying a weight out takes a share worth sparing."""
+
 
 class _Packed(NamedTuple):
-    """A weight laid out for an image, and which weight that was."""
+    """A weight laid out, which weight that was, how it lies, and what shapes of inputs ask so."""
 
-    shape: torch.Size
-    stamp: tuple[int, int]
     weight: Tensor
+    stamp: tuple[int, int]
+    layout: bytes
+    suits: dict[torch.Size, bool]
+
+
+_Geometry = tuple[Any, Any, Any, int]
+"""Padding, stride, dilation and groups."""
 
 
 class PackedConvolution(nn.Conv2d):
     """A convolution that lays its weight out once, where PyTorch does so in each call.
 
-    Of one image with small features that takes up to half of a convolution's time. The best layout
-    changes with the number of images and their size, and one is slowly brought into another: one
-    image of the size that was seen first has it. All else is left to PyTorch, and so is what cannot
-    be packed (another type or device, gradients wanted, autocast or a compiler at work, operators
-    missing).
+    Of one image with small features that takes up to half of a convolution's time, of many images
+    with large ones next to nothing: these are left to PyTorch. The layout that oneDNN asks for may
+    change with the number of images and their size, and one is slowly brought into another: kept is
+    the one for the input that was seen first, for all that ask for the same. What cannot be packed
+    is left to PyTorch, too (another type or device, gradients wanted, autocast or a compiler at
+    work, operators missing).
 
     Args:
         convolution: Its parameters are shared.
@@ -59,8 +70,12 @@ class PackedConvolution(nn.Conv2d):
             return super().forward(x)
         packed, stamp = self._packed, self._stamp()
         if packed is None or packed.stamp != stamp:
-            packed = self._packed = _Packed(x.shape, stamp, self._pack(x.shape))
-        if packed.shape != x.shape:
+            weight = _laid_out(self.weight.detach(), self._geometry(), x.shape)
+            packed = self._packed = _Packed(weight, stamp, self._layout(x.shape), {x.shape: True})
+        suits = packed.suits.get(x.shape)
+        if suits is None:
+            suits = packed.suits[x.shape] = packed.layout == self._layout(x.shape)
+        if not suits:
             return super().forward(x)
         return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
             x, packed.weight, self.bias, *self._geometry(), "none", [], ""
@@ -74,7 +89,8 @@ class PackedConvolution(nn.Conv2d):
             and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
             and x.ndim == 4
-            and x.shape[:2] == (1, self.in_channels)
+            and x.shape[1] == self.in_channels
+            and 0 < len(x) * x.shape[2] * x.shape[3] <= FEW_POSITIONS
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
         )
@@ -84,15 +100,11 @@ class PackedConvolution(nn.Conv2d):
         weight = self.weight
         return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
-    def _geometry(self) -> tuple[Any, ...]:
+    def _geometry(self) -> _Geometry:
         return self.padding, self.stride, self.dilation, self.groups
 
-    def _pack(self, shape: torch.Size) -> Tensor:
-        weight = self.weight.detach().to_mkldnn()
-        packed: Tensor = torch.ops.aten.mkldnn_reorder_conv2d_weight(
-            weight, *self._geometry(), list(shape)
-        )
-        return packed
+    def _layout(self, shape: torch.Size) -> bytes:
+        return _layout_for(self.weight.shape, self._geometry(), shape, torch.get_num_threads())
 
     def _load_from_state_dict(self, *args: Any) -> None:
         """Load its part of a state, as ``nn.Module`` does."""
@@ -106,6 +118,21 @@ class PackedConvolution(nn.Conv2d):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_packed": None}
+
+
+@lru_cache(maxsize=2**12)
+def _layout_for(weight: torch.Size, geometry: _Geometry, shape: torch.Size, _threads: int) -> bytes:
+    """Describe the layout that a weight should have for inputs of a shape."""
+    laid_out = _laid_out(torch.zeros(weight), geometry, shape)
+    described: Tensor = torch.ops.mkldnn._get_mkldnn_serialized_md(laid_out)
+    return bytes(described.tolist())
+
+
+def _laid_out(weight: Tensor, geometry: _Geometry, shape: torch.Size) -> Tensor:
+    laid_out: Tensor = torch.ops.aten.mkldnn_reorder_conv2d_weight(
+        weight.to_mkldnn(), *geometry, list(shape)
+    )
+    return laid_out
 
 
 def pack_convolutions(network: nn.Module) -> None:

@@ -20,10 +20,10 @@ Network = TypeVar("Network", bound=nn.Module)
 def serve(network: Network, input_size: tuple[int, int, int] = (3, 224, 224)) -> Network:
     """Return a copy of a network for inference alone, which skips with as few copies as it can.
 
-    Batch norms are folded into the convolutions before them and the layout is channels-last; for an
-    image alone on a CPU convolutions keep their weights laid out, which takes as much memory again.
-    The copy computes what the network computes in evaluation mode, logits and decisions, but for
-    rounding.
+    Batch norms are folded into the convolutions before them and the layout is channels-last; on a
+    CPU convolutions of small features, or of few images, keep their weights laid out, which takes
+    as much memory again. The copy computes what the network computes in evaluation mode, logits and
+    decisions, but for rounding.
 
     Args:
         network: A gated network, or a dense one.

@@ -1,6 +1,7 @@
 """Packed convolutions against those that they were made of."""
 
 import copy
+import itertools
 import pickle
 from collections.abc import Iterator
 
@@ -54,19 +55,49 @@ def test_it_is_the_convolution_for_any_image(convolution: nn.Conv2d) -> None:
 
 
 @torch.inference_mode()
-def test_a_batch_leaves_it_as_it_is(convolution: nn.Conv2d) -> None:
-    packed, x = PackedConvolution(convolution), images(1)
-    packed(x)
-    before, batch = packed._packed, images(2)
-    assert torch.equal(packed(batch), convolution(batch))
-    larger = images(1, 9)
-    assert torch.equal(packed(larger), convolution(larger))
-    packed(x)
-    assert packed._packed is before
-    assert torch.equal(packed(batch[0]), convolution(batch[0]))
+def test_it_is_the_convolution_for_inputs_of_all_shapes_in_turns(convolution: nn.Conv2d) -> None:
+    packed, shapes = PackedConvolution(convolution), ((1, 7), (3, 7), (2, 9), (1, 7), (3, 7))
+    for count, size in shapes:
+        x = images(count, size)
+        assert is_near(packed(x), convolution(x))
     traced = torch.jit.trace(packed, (x,))
     assert is_near(traced(x), convolution(x))
-    assert packed._packed is before
+
+
+@pytest.mark.skipif(not packing._CAN_PACK, reason="this PyTorch cannot pack")
+@torch.inference_mode()
+def test_inputs_that_ask_for_the_same_layout_share_a_weight(
+    convolution: nn.Conv2d, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, x = PackedConvolution(convolution), images(3)
+    expected = convolution(x)
+    monkeypatch.setattr(packing, "_layout_for", lambda *_: b"the same")
+    monkeypatch.setattr(nn.Conv2d, "forward", None)
+    packed(images(1))
+    kept = packed._packed
+    assert is_near(packed(x), expected)
+    monkeypatch.setattr(packing, "_layout_for", None)  # What was asked is not asked again.
+    assert is_near(packed(x), expected)
+    assert packed._packed is kept
+
+
+@torch.inference_mode()
+def test_inputs_that_ask_for_another_layout_are_left_to_pytorch(
+    convolution: nn.Conv2d, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, batch, numbers = PackedConvolution(convolution), images(3), itertools.count()
+    monkeypatch.setattr(packing, "_layout_for", lambda *_: bytes([next(numbers)]))
+    packed(images(1))
+    assert torch.equal(packed(batch), convolution(batch))
+    if packed._packed is not None:
+        assert packed._packed.suits == {images(1).shape: True, batch.shape: False}
+
+
+@torch.inference_mode()
+def test_inputs_of_many_positions_are_left_to_pytorch(convolution: nn.Conv2d) -> None:
+    packed, x = PackedConvolution(convolution), images(2, 46)
+    assert torch.equal(packed(x), convolution(x))
+    assert packed._packed is None
 
 
 @torch.inference_mode()
