@@ -123,7 +123,8 @@ class PackedConvolution(nn.Conv2d):
 @lru_cache(maxsize=2**12)
 def _layout_for(weight: torch.Size, geometry: _Geometry, shape: torch.Size, _threads: int) -> bytes:
     """Describe the layout that a weight should have for inputs of a shape."""
-    laid_out = _laid_out(torch.zeros(weight), geometry, shape)
+    of_that_shape = torch.zeros(weight, dtype=torch.float32, device="cpu")
+    laid_out = _laid_out(of_that_shape, geometry, shape)
     described: Tensor = torch.ops.mkldnn._get_mkldnn_serialized_md(laid_out)
     return bytes(described.tolist())
 

@@ -94,6 +94,17 @@ def test_inputs_that_ask_for_another_layout_are_left_to_pytorch(
 
 
 @torch.inference_mode()
+def test_where_tensors_are_made_by_default_changes_nothing(
+    convolution: nn.Conv2d, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, x = PackedConvolution(convolution), images(2)
+    monkeypatch.setattr(packing, "_layout_for", packing._layout_for.__wrapped__)
+    with torch.device("meta"):
+        assert is_near(packed(x), convolution(x))
+        assert is_near(packed(x[:1]), convolution(x[:1]))
+
+
+@torch.inference_mode()
 def test_inputs_of_many_positions_are_left_to_pytorch(convolution: nn.Conv2d) -> None:
     packed, x = PackedConvolution(convolution), images(2, 46)
     assert torch.equal(packed(x), convolution(x))
