@@ -126,20 +126,18 @@ def _served(network: nn.Module, x: Tensor, pattern: dict[str, Tensor]) -> Iterat
 
     limits = {"NEIGHBOURS": NEIGHBOURS}  # an empty list of changes is refused
 
-    def apart(x: Tensor, pattern: dict[str, Tensor], **way: int) -> float:
-        with (
-            mock.patch.multiple("aigtool.inference.skipping", **limits | way),
-            torch.no_grad(),
-            forced_decisions(network, pattern),
-            forced_decisions(served, pattern),
-        ):
-            return difference(served(x.clone()), network(x))
+    @torch.no_grad()
+    def apart(x: Tensor, pattern: dict[str, Tensor], *ways: dict[str, int]) -> Iterator[float]:
+        with forced_decisions(network, pattern), forced_decisions(served, pattern):
+            expected = network(x)
+            for way in ways:
+                with mock.patch.multiple("aigtool.inference.skipping", **limits | way):
+                    yield difference(served(x.clone()), expected)
 
-    for way in WAYS:
-        yield apart(x, pattern, **way)
+    yield from apart(x, pattern, *WAYS)
     for told in (torch.zeros(3), torch.ones(3)):
-        yield apart(x, dict.fromkeys(pattern, told.bool()))
-    yield apart(x[:1], {name: executed[:1] for name, executed in pattern.items()})
+        yield from apart(x, dict.fromkeys(pattern, told.bool()), {})
+    yield from apart(x[:1], {name: executed[:1] for name, executed in pattern.items()}, {})
 
 
 def difference(actual: Tensor, expected: Tensor) -> float:

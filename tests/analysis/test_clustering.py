@@ -37,6 +37,7 @@ def test_found_groups_of_no_meaning_are_seldom_taken_for_some() -> None:
     assert np.mean(np.array(ps) <= 0.2) > 0.1  # and not for want of any power
 
 
+@pytest.mark.slow
 def test_chance_has_no_more_groups_where_their_number_is_chosen() -> None:
     ps = [
         find_groups(traced(np.full((6, 4), 0.5), images=8, seed=seed), draws=19, seed=seed).test.p

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command
+from tests.marks import but_slow
 
 QUICK = ("--steps", "2", "--workers", "0", "--epsilons", "0,8/255")
 
@@ -133,7 +134,7 @@ def test_saved_images_are_what_was_judged(
     assert beside["rows"][1]["gate_agreement"] is not None
 
 
-@pytest.mark.parametrize("target", ["red", "least-likely"])
+@pytest.mark.parametrize("target", but_slow(["red", "least-likely"], ["red"]))
 def test_a_target(
     target: str, aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
 ) -> None:

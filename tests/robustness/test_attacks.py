@@ -21,6 +21,7 @@ from aigtool.models.weights import load_weights
 from aigtool.models.zoo import create_network
 from aigtool.robustness.attacks import fgsm, frozen_gates, loss_gradient, move, noise, pgd
 from aigtool.robustness.balls import L2, Ball, Linf
+from tests.marks import but_slow
 
 EPSILONS = (0.5 / 255, 1 / 255, 8 / 255, 16 / 255, 0.3)
 
@@ -124,7 +125,7 @@ def gated(network: PixelNetwork) -> PixelNetwork:
     return network
 
 
-@pytest.mark.parametrize("epsilon", [8 / 255, 0.3])
+@pytest.mark.parametrize("epsilon", but_slow([8 / 255, 0.3], [0.3]))
 def test_pgd_equals_both_libraries_element_for_element(
     epsilon: float, gated: PixelNetwork, many: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
@@ -176,7 +177,7 @@ def test_one_step_of_the_whole_length_is_fgsm(
     assert losses == sorted(losses)
 
 
-@pytest.mark.parametrize("is_targeted", [False, True])
+@pytest.mark.parametrize("is_targeted", but_slow([False, True], [True]))
 def test_of_restarts_the_best_is_kept(
     is_targeted: bool, gated: PixelNetwork, many: tuple[torch.Tensor, torch.Tensor]
 ) -> None:

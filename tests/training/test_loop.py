@@ -258,7 +258,10 @@ def test_a_run_ends_with_its_best_epoch(
     )
 
 
-@pytest.mark.parametrize("options", [{"target_rate": 0.5}, {"target_flops": 0.4}])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({"target_rate": 0.5}, marks=pytest.mark.slow), {"target_flops": 0.4}],
+)
 def test_a_run_ends_within_its_budget(
     options: dict[str, float], model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
 ) -> None:
@@ -299,10 +302,12 @@ def test_workers_change_nothing(
     [
         pytest.param({"amp_dtype": "bfloat16"}, marks=pytest.mark.slow),
         pytest.param({"amp_dtype": "float16", "clip_grad": 1.0}, marks=pytest.mark.slow),
-        {"mixup": 0.2, "smoothing": 0.1},
+        pytest.param({"mixup": 0.2, "smoothing": 0.1}, marks=pytest.mark.slow),
         {"cutmix": 1.0, "distill": 0.0},
         {"opt": "adamw", "lr": 1e-3, "gate_lr": 1e-2, "warmup_epochs": 1},
-        {"gate_temperature": 2.0, "gate_temperature_end": 0.5},
+        pytest.param(
+            {"gate_temperature": 2.0, "gate_temperature_end": 0.5}, marks=pytest.mark.slow
+        ),
     ],
     ids=str,
 )

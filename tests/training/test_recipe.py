@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from aigtool.training.config import FinetuneConfig
 from aigtool.training.loop import Callbacks, FinetuneResult, finetune
 from aigtool.training.mixing import make_mixing
 from aigtool.training.optimization import make_optimizer, settle_gates
+from tests.marks import but_slow
 
 PLAIN = FinetuneConfig(
     gate_start="given",
@@ -198,7 +200,7 @@ def test_accumulated_minibatches_are_one_large_one(dense: Runs, images: int) -> 
         torch.testing.assert_close(dense.weights[-1][name], value, rtol=0, atol=moved / 100)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", but_slow(["float32", "bfloat16", "float16"], ["float16"]))
 def test_autocast_computes_in_what_was_asked_for(gated: Runs, dtype: str) -> None:
     found: set[torch.dtype] = set()
     hook = gated.network.layer1[0].conv1.register_forward_hook(
@@ -261,8 +263,12 @@ def test_a_compiled_run_is_the_same_run(gated: Runs) -> None:
     assert losses[0][-1] < 0.99 * losses[0][0]
 
 
+@pytest.mark.parametrize("backend", but_slow(["eager", "inductor"], ["inductor"]))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_compiled_network_follows_the_noise(gated: Runs) -> None:
+def test_a_compiled_network_follows_the_noise(
+    backend: str, gated: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     result = gated(replace(PLAIN, epochs=3, noise_hold=0.4, noise_end=0.5, compile=True))
     parted = [row["train_execution_rate"] != row["train_argmax_rate"] for row in result.metrics]
     assert parted[0]
