@@ -44,10 +44,10 @@ BESIDES = ("dm_nfnet_f0", "resnet50_clip", "regnety_002", "convnext_atto")
 and other families."""
 
 SLOW = (
-    *("botnet26t_256", "dm_nfnet_f0", "resnet50_clip", "resnetv2_50t", "resnetv2_50x1_bit"),
-    "tresnet_v2_l",
+    *("botnet26t_256", "dm_nfnet_f0", "ecaresnext26t_32x4d", "resnet50_clip", "resnetblur50"),
+    *("resnetv2_18d", "resnetv2_50t", "resnetv2_50x1_bit", "tresnet_v2_l"),
 )
-"""They take 7 s and more each, and the class of their blocks is among the others."""
+"""They take long, and the class of their blocks is among the others."""
 
 
 @pytest.mark.parametrize("name", but_slow(NETWORKS, SLOW))
@@ -70,7 +70,7 @@ def test_others_convert_exactly_too(name: str) -> None:
         ("resnet18", {"size": 96, "drop_path_rate": 0.2, "drop_block_rate": 0.2}),
         ("resnet26", {"drop_path_rate": 0.2, "block_args": {"attn_layer": "eca"}}),
         ("resnetv2_50", {"drop_path_rate": 0.2}),
-        ("nf_resnet26", {"drop_path_rate": 0.2}),
+        pytest.param("nf_resnet26", {"drop_path_rate": 0.2}, marks=pytest.mark.slow),
     ],
 )
 def test_variants_convert_exactly(name: str, options: dict[str, Any]) -> None:

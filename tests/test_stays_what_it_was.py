@@ -105,7 +105,7 @@ def test_copies_and_states(pair: tuple[nn.Module, nn.Module], images: Tensor) ->
     assert not unexpected
 
 
-@pytest.mark.parametrize("name", but_slow(NETWORKS, SLOW))
+@pytest.mark.parametrize("name", but_slow(NETWORKS, (*SLOW, "nf_resnet26")))
 def test_stripping_gives_the_source_its_weights_back(name: str, tmp_path: Path) -> None:
     source = create_network(name, num_classes=5)
     weights, gated, dense = (

@@ -22,7 +22,8 @@ from tests.marks import but_slow
 @pytest.mark.parametrize(
     ("classes", "gates", "rate"),
     [
-        *((2, 8, 0.5), (10, 27, 0.0), (100, 8, 0.5)),
+        *((2, 8, 0.5), (10, 27, 0.0)),
+        pytest.param(100, 8, 0.5, marks=pytest.mark.slow),
         pytest.param(10, 54, 1.0, marks=pytest.mark.slow),
         pytest.param(10, 27, 0.5, marks=pytest.mark.slow),
         pytest.param(100, 150, 0.5, marks=pytest.mark.slow),

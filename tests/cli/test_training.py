@@ -183,6 +183,7 @@ def test_calibrate_makes_a_model_file_a_budget(
     assert load_model(out).description.history[-1]["target_rate"] == 0.5
 
 
+@pytest.mark.slow
 def test_a_sweep_compares_its_runs_and_goes_on_where_it_stopped(
     aigtool: Command,
     model: Path,

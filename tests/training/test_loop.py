@@ -101,6 +101,7 @@ def test_a_run_learns_and_leaves_every_file(
     assert (state["epoch"], state["done"]) == (4, 9)
 
 
+@pytest.mark.slow
 def test_a_run_is_deterministic(
     small_network: nn.Module, train: ImageSet, val: ImageSet, tmp_path: Path
 ) -> None:
