@@ -52,7 +52,6 @@ def test_everything_at_once(
     assert pgd in told["attacks"]
 
 
-@pytest.mark.slow
 def test_what_an_earlier_run_left_is_deleted(
     aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
 ) -> None:

@@ -230,7 +230,7 @@ def test_a_sweep_compares_its_runs_and_goes_on_where_it_stopped(
     assert not (out / "flops0.8-seed0").exists()
 
 
-def test_a_sweep_compares_with_a_dense_network_of_its_own(
+def test_a_sweep_has_a_dense_network_of_its_own_and_trains_nothing_twice(
     aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     aigtool("convert", model, "--strip", "--out", tmp_path / "dense.safetensors")
@@ -238,6 +238,11 @@ def test_a_sweep_compares_with_a_dense_network_of_its_own(
     command = ["sweep", model, "--data", image_folder, *options, "--target-rate", "0.6"]
     result = aigtool(*command, "--out", tmp_path / "sweep", "--json")
     assert [row["network"] for row in result["runs"]] == ["dense", "gated"]
+    (weights,) = (tmp_path / "sweep").glob("*/best.safetensors")
+    before = weights.stat().st_mtime_ns
+    again = aigtool(*command, "--out", tmp_path / "sweep", "--json")
+    assert weights.stat().st_mtime_ns == before
+    assert [row["correct"] for row in again["runs"]] == [row["correct"] for row in result["runs"]]
 
 
 @pytest.mark.slow
