@@ -131,9 +131,10 @@ def calibrate(
     first = search.run(search.zero)
     shifts, spent = search.zero, first.spent
     if not quick:
-        shifts, spent = search.gate_by_gate(first, progress)
-    if quick or spent > search.most:
-        shifts, spent = search.together(shifts, first if quick else None)
+        shifts, last = search.gate_by_gate(first, progress)
+        spent = last.spent
+    if quick or not search.is_met(spent):
+        shifts, spent = search.together(shifts, first if quick else last)
     shifts = shifts + [clearing_move(margins) for margins in search.run(shifts).margins.T]
     search.set(shifts)
     rates = (first.margins > 0).mean(axis=0)
@@ -189,15 +190,19 @@ class _Search:
         spent = self.budget.spent((margins > 0).mean(axis=0), self.flops)
         return _Pass(margins, spent, sum(losses) / len(margins))
 
-    def gate_by_gate(self, now: _Pass, progress: Callable[[float], None]) -> tuple[Floats, float]:
-        """Change one threshold at a time, where it costs the least loss or gains the most."""
+    def gate_by_gate(self, now: _Pass, progress: Callable[[float], None]) -> tuple[Floats, _Pass]:
+        """Change one threshold at a time, where it costs the least loss or gains the most.
+
+        Where no change leads nearer to the budget from above, the one is taken that leads into it
+        and leaves the least of it.
+        """
         shifts, share = self.zero, self.budget.share
         way, done = abs(now.spent - share), 0.0
-        while not share - _NEAR <= now.spent <= self.most:
+        while not self.is_met(now.spent):
             excess = now.spent - share
             step = max(_STEP, abs(excess) / 4)
             wanted = float(np.clip(excess, -step, step))
-            best: tuple[float, Floats, _Pass] | None = None
+            best: tuple[tuple[bool, float], Floats, _Pass] | None = None
             for gate, weight in enumerate(self.weights):
                 left = abs(excess) - abs(wanted) * gate / len(self.weights)
                 done = max(done, 1 - left / way)
@@ -209,15 +214,20 @@ class _Search:
                 tried[gate] += move
                 then = self.run(tried)
                 saved = now.spent - then.spent
-                if saved * wanted <= 0 or not self._is_nearer(now.spent, then.spent):
+                is_far = not self._is_nearer(now.spent, then.spent)
+                if saved * wanted <= 0 or (is_far and not then.spent <= self.most < now.spent):
                     continue
-                cost = (then.loss - now.loss) / abs(saved)
-                if best is None or cost < best[0]:
-                    best = (cost, tried, then)
+                cost = -then.spent if is_far else (then.loss - now.loss) / abs(saved)
+                if best is None or (is_far, cost) < best[0]:
+                    best = ((is_far, cost), tried, then)
             if best is None:
                 break
             _, shifts, now = best
-        return shifts, now.spent
+        return shifts, now
+
+    def is_met(self, spent: float) -> bool:
+        """Whether the budget is kept to, and next to nothing of it left."""
+        return self.budget.share - _NEAR <= spent <= self.most
 
     def _is_nearer(self, now: float, then: float) -> bool:
         share = self.budget.share
@@ -244,7 +254,8 @@ class _Search:
                 within = min(within, shift + margins[margins <= 0].max(initial=-np.inf))
                 if spent > best[1] or np.isinf(best[0]):
                     best = (shift, spent)
-            if tried == _PASSES or budget.share - best[1] <= _ENOUGH:
+            is_found = np.isfinite(best[0]) and budget.share - best[1] <= _ENOUGH
+            if tried == _PASSES or is_found:
                 break
             shift += _step(margins, budget.weights(flops), budget.mean_rate(flops))
             if not over <= shift < within:

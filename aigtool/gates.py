@@ -100,7 +100,7 @@ class Gate(nn.Module):
 
     def logit(self, x: Tensor) -> Tensor:
         """Return the logit difference "execute" minus "skip", ``(N,)`` in float32."""
-        with _as_it_is(x.device.type):
+        with no_autocast(x.device.type):
             hidden = self.fc1(pooled(x, self.fc1.weight.dtype))
             skip, execute = self.fc2(F.relu(self._normalized(hidden))).float().unbind(1)
             return cast(Tensor, execute - skip)
@@ -157,7 +157,7 @@ class Gate(nn.Module):
         by_batch = self.norm.training and len(x) > 1
         if by_batch and self.norm.num_batches_tracked is not None:
             self.norm.num_batches_tracked.add_(1)
-        with _as_it_is(x.device.type):
+        with no_autocast(x.device.type):
             products = F.linear(pooled(x, torch.float32), self.fc1.weight)
         drawn = products.new_empty(2, len(x)).exponential_()
         layers = (self.fc1.bias, self.norm.weight, self.norm.bias, self.fc2.weight, self.fc2.bias)
@@ -222,9 +222,11 @@ def pooled(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return (total / (x.shape[2] * x.shape[3])).to(dtype or x.dtype)
 
 
-def _as_it_is(device_type: str) -> AbstractContextManager[Any]:
+def no_autocast(device_type: str) -> AbstractContextManager[Any]:
     """Leave autocast, which the meta device has none of: a gate is small, and turns on little."""
-    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _constant(x: Tensor, scale: float, logit: float, run: Run) -> Decision:

@@ -214,6 +214,46 @@ def test_gates_that_tell_no_images_apart_stay_within(images: ImageSet) -> None:
     assert calibrate(network, images, Budget(0.5), flops).spent == pytest.approx(4 / 9)
 
 
+@pytest.mark.parametrize(("share", "blocks"), [(0.3, 2), (0.54, 4), (0.7, 6)])
+def test_gates_that_say_all_the_same_are_closed_one_by_one(
+    share: float, blocks: int, images: ImageSet
+) -> None:
+    """The last block to go may leave more of the budget than was missing."""
+    network = PixelNetwork(convert(create_network("cifar_resnet20", num_classes=3)), SPEC).eval()
+    for _, gate in named_gates(network):
+        nn.init.zeros_(gate.fc2.weight)
+    found = calibrate(network, images, Budget(share), count_flops(network.network, SPEC.size))
+    assert found.spent == pytest.approx(blocks / 9)
+
+
+def test_a_budget_that_no_gate_alone_leads_to_is_looked_for_with_all(
+    network: PixelNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each pair of gates, one that would execute keeps the other from it."""
+    further = np.arange(4)[:, None] / 10
+    own = np.concatenate([1 + further, -1 - further] * 4 + [np.full((4, 1), 10.0)], axis=1)
+    other = [1, 0, 3, 2, 5, 4, 7, 6, 8]
+    flops = count_flops(network.network, SPEC.size)
+
+    def run(self: _Search, shifts: np.ndarray) -> _Pass:
+        wish = own - shifts
+        margins = wish - 1.5 * (wish[:, other] > 0) * (np.arange(9) < 8)
+        return _Pass(margins, self.budget.spent((margins > 0).mean(axis=0), flops), 0.0)
+
+    monkeypatch.setattr(_Search, "run", run)
+    found = calibrate(network, ImageSet.__new__(ImageSet), Budget(0.8), flops)
+    assert (found.before, found.spent) == pytest.approx((5 / 9, 7 / 9))
+
+
+def test_the_least_that_can_be_spent_is_met_by_numbers(
+    network: PixelNetwork, images: ImageSet
+) -> None:
+    flops = count_flops(network.network, SPEC.size)
+    found = calibrate(network, images, Budget(0.0005), flops, quick=True)
+    assert found.spent == 0
+    assert np.isfinite(found.shifts).all()
+
+
 def test_a_budget_out_of_reach_changes_nothing(network: PixelNetwork, images: ImageSet) -> None:
     flops = count_flops(network.network, SPEC.size)
     with pytest.raises(UserError, match="lowest that can be reached"):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from aigtool.gates import Decision, Gate, pooled
+from aigtool.gates import Decision, Gate, no_autocast, pooled
 
 _HALF = (torch.float16, torch.bfloat16)
 """Types in which a sum over positions is soon too large."""
@@ -71,7 +71,7 @@ class FoldedGate(Gate):
                 ours.copy_(theirs[1:] - theirs[:1])
         self.requires_grad_(False)
         self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
-            lambda loaded, _: loaded._remember()
+            _remember_loaded
         )
         self._remember()
 
@@ -97,7 +97,9 @@ class FoldedGate(Gate):
     def few(self, x: Tensor) -> tuple[list[bool], list[float]]:
         """Return which of a few images execute, and their logits, by the policy ``argmax``."""
         if x.dtype in _HALF:
-            products, share = F.linear(pooled(x), self.fc1.weight), 1.0
+            with no_autocast(x.device.type):
+                products = F.linear(pooled(x, self.fc1.weight.dtype), self.fc1.weight)
+            share = 1.0
         else:
             # A product of matrices takes longer to begin.
             products = (self.fc1.weight * x.sum(dim=(2, 3)).unsqueeze(1)).sum(2)
@@ -120,9 +122,15 @@ class FoldedGate(Gate):
 
     def logit(self, x: Tensor) -> Tensor:
         """Return the logit difference "execute" minus "skip", ``(N,)`` in float32."""
-        if x.dtype in _HALF:
-            hidden = self.fc1(pooled(x))
-        else:
-            share = 1 / (x.shape[2] * x.shape[3])
-            hidden = torch.addmm(self.fc1.bias, x.sum(dim=(2, 3)), self.fc1.weight.t(), alpha=share)
-        return F.linear(hidden.relu_(), self.fc2.weight, self.fc2.bias).squeeze(1).float()
+        with no_autocast(x.device.type):
+            if x.dtype in _HALF:
+                hidden = self.fc1(pooled(x, self.fc1.weight.dtype))
+            else:
+                share = 1 / (x.shape[2] * x.shape[3])
+                total, weight = x.sum(dim=(2, 3)), self.fc1.weight.t()
+                hidden = torch.addmm(self.fc1.bias, total, weight, alpha=share)
+            return F.linear(hidden.relu_(), self.fc2.weight, self.fc2.bias).squeeze(1).float()
+
+
+def _remember_loaded(gate: FoldedGate, _incompatible: object) -> None:
+    gate._remember()

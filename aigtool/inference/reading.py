@@ -25,6 +25,13 @@ _ABOUT = frozenset(
     }
 )
 """Functions that ask about a tensor, not for its numbers."""
+_MAY_COPY = frozenset(
+    {
+        *("contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16"),
+        *("reshape", "reshape_as", "flatten", "ravel", "cpu", "cuda"),
+    }
+)
+"""Functions that return what they are given, or a copy, as layout, type and device are."""
 _NORMS = (nn.BatchNorm2d, BatchNormAct2d, nn.SyncBatchNorm)
 
 
@@ -79,6 +86,7 @@ class _Notes(TorchFunctionMode):
         self.calls: Counter[str] = Counter()
         self.reads: Counter[int] = Counter()
         self.now = 0
+        self.origin: dict[int, int] = {}
         self.last_read: dict[int, int] = {}
         self.made: dict[int, str] = {}
         self.normed: dict[int, str] = {}
@@ -90,9 +98,13 @@ class _Notes(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Note what is read, and call."""
-        if getattr(func, "__name__", "") not in _ABOUT:
+        name = getattr(func, "__name__", "")
+        if name not in _ABOUT:
             self._note(args, kwargs)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if name in _MAY_COPY:
+            self._note_copied(next(iter(tree_leaves((args, kwargs)))), result)
+        return result
 
     def _note(self, *read: Any) -> None:
         self.now += 1
@@ -100,7 +112,19 @@ class _Notes(TorchFunctionMode):
             if isinstance(tensor, Tensor):
                 self.kept.append(tensor)
                 self.reads[id(tensor)] += 1
-                self.last_read[_memory(tensor)] = self.now
+                self.last_read[self._memory(tensor)] = self.now
+
+    def _note_copied(self, tensor: Tensor, result: Tensor) -> None:
+        """Take a copy for the tensor itself, which it may be in another layout."""
+        memory = self._memory(tensor)
+        if self._memory(result) != memory:
+            self.kept.append(result)
+            self.origin[_storage(result)] = memory
+
+    def _memory(self, tensor: Tensor) -> int:
+        """Return what tells the memory that a tensor lies in, or might."""
+        storage = _storage(tensor)
+        return self.origin.get(storage, storage)
 
     @contextmanager
     def taken(self, network: nn.Module) -> Iterator[None]:
@@ -121,7 +145,7 @@ class _Notes(TorchFunctionMode):
     def _note_entered(self, name: str, _block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         (x,) = inputs
         before, returned = self.returned.get(id(x), ("", -1))
-        if self.last_read.get(_memory(x), 0) <= returned:
+        if self.last_read.get(self._memory(x), 0) <= returned:
             self.follows[name] = before
 
     def _hooks(self, name: str, module: nn.Module) -> Iterator[Callable[..., None]]:
@@ -137,7 +161,7 @@ class _Notes(TorchFunctionMode):
 
         def passed(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             self.kept += (*inputs, output)
-            self.ended[name] = (_memory(inputs[0]), self.now)
+            self.ended[name] = (self._memory(inputs[0]), self.now)
             self.returned[id(output)] = (name, self.now)
 
         yield count
@@ -165,5 +189,5 @@ class _Notes(TorchFunctionMode):
                 yield name, before
 
 
-def _memory(tensor: Tensor) -> int:
+def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)

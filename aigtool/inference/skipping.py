@@ -66,7 +66,7 @@ class SkippingBlock(GatedBlock):
     def _skip(self, x: Tensor, executed: Sequence[bool]) -> Tensor:
         for_residual, for_shortcut = self.parts.head(self, x)
         joined: Tensor = self.parts.shortcut(self, *for_shortcut)
-        if all(executed) and len(executed) <= NEIGHBOURS:
+        if 0 < len(executed) <= NEIGHBOURS and all(executed):
             # What was computed last is in the cache: it is written over, and the input let go.
             residual: Tensor = self.parts.residual(self, *for_residual)
             if self.rectifies:
@@ -75,7 +75,7 @@ class SkippingBlock(GatedBlock):
         settled = self.settles(joined, x)
         if not self.overwrites and _share_memory(joined, x):
             joined = joined.clone()
-        size, positions = x[0].numel() * x.element_size(), x[0, 0].numel()
+        size, positions = x.shape[1:].numel() * x.element_size(), x.shape[2:].numel()
         for images in groups(executed, size, positions, x.device):
             rows = _picked(joined, images)
             inputs = (rows if value is joined else _picked(value, images) for value in for_residual)

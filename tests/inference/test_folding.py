@@ -33,6 +33,15 @@ def test_the_sum_of_large_features_fits(gate: Gate, dtype: torch.dtype, images: 
     assert torch.equal(decided.scale, expected.scale)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("images", [1, FEW + 1])
+def test_autocast_leaves_it_as_it_is(gate: Gate, dtype: torch.dtype, images: int) -> None:
+    x = torch.randn(images, 8, 5, 5).to(dtype)
+    folded = FoldedGate(gate)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(folded(x).logit, gate(x).logit, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("images", [1, FEW + 1])
 def test_what_is_not_a_number_is_skipped(gate: Gate, images: int) -> None:
     x = torch.full((images, 8, 2, 2), torch.nan)

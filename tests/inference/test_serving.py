@@ -1,16 +1,20 @@
 """A served network computes what the network computes, whoever skips and whoever watches."""
 
 import copy
+import pickle
+from collections.abc import Callable
 from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 from aigtool.conversion import (
     convert,
@@ -107,6 +111,61 @@ def test_images_are_picked_by_an_index_on_their_device(served: nn.Module) -> Non
     ):
         output = block._skip(torch.empty(3, 16, 16, 16, device="meta"), [True, False, True])
     assert (output.device.type, asked) == ("meta", [True, True])
+
+
+class Keeping(nn.Module):
+    """Features from before a block are read after it."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.a, self.b = BasicBlock(16, 16), BasicBlock(16, 16)
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block gets the features and what is kept is read, or the other way round."""
+        x = self.a(self.stem(x))
+        kept = KEPT[self.way.removesuffix(", and used")](x)
+        if self.way.endswith(", and used"):
+            x, kept = kept, x
+        output: Tensor = (self.b(x) + kept).mean((2, 3))
+        return output
+
+
+KEPT: dict[str, Callable[[Tensor], Tensor]] = {
+    "as it is": lambda x: x,
+    "in a layout": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "moved to a layout": lambda x: x.to(memory_format=torch.channels_last),
+    "as rows": lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+    "reshaped": lambda x: x.permute(0, 2, 3, 1).reshape(len(x), -1, 16).mT.view(x.shape),
+    "cloned": torch.clone,
+}
+
+
+@pytest.mark.parametrize("way", [*KEPT, "in a layout, and used"])
+def test_features_that_are_read_later_are_not_written_over(way: str) -> None:
+    """Though what returns them channels-last copies them in another layout."""
+    torch.manual_seed(0)
+    network = convert(enliven(Keeping(way), 16), input_size=SIZE).eval()
+    served, x = serve(network, SIZE), torch.randn(6, *SIZE)
+    some = dict.fromkeys("ab", torch.arange(6) % 2 == 0)
+    with torch.inference_mode(), forced_decisions(network, some), forced_decisions(served, some):
+        assert difference(served(x), network(x)) < 1e-5
+
+
+def test_no_images_are_served_too() -> None:
+    """Attention over channels refuses them, and so blocks must not run."""
+    network = timm.create_model("resnet18", block_args={"attn_layer": "eca"})
+    served = serve(convert(network).eval(), (3, 32, 32))
+    with torch.inference_mode():
+        assert served(torch.empty(0, 3, 32, 32)).shape == (0, 1000)
+
+
+def test_it_can_be_pickled(served: nn.Module) -> None:
+    x = torch.randn(2, *SIZE)
+    again = pickle.loads(pickle.dumps(served))
+    with torch.inference_mode():
+        assert torch.equal(again(x), served(x))
 
 
 def test_a_served_network_is_not_served_again(served: nn.Module) -> None:
