@@ -1,5 +1,6 @@
 """Writing files so that a kill leaves the old file or the new one, never half of one."""
 
+import errno
 import json
 import os
 import tempfile
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where no more can be written."""
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that is renamed onto it when the block succeeds.
@@ -26,7 +31,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         format by it.
 
     Raises:
-        UserError: The folder cannot be made or written, or ``path`` is a device, pipe or socket.
+        UserError: The folder cannot be made or written, the disk is full, or ``path`` is a device,
+            pipe or socket.
 
     Example:
         >>> folder = Path(tempfile.mkdtemp())
@@ -45,6 +51,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise UserError(f"output {path} cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

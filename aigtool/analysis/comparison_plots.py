@@ -45,6 +45,7 @@ def comparison_figure(rows: pd.DataFrame, gates: pd.DataFrame, about: str = "") 
             axes[1].plot(range(len(names)), rates, ms=5, alpha=0.8, linestyle="", **style)
     axes[0].set(xlabel="GFLOPs an image", ylabel="top-1 accuracy, % ± standard error")
     axes[0].margins(x=0.15)
+    axes[0].locator_params(axis="x", nbins=4)  # the numbers may be long
     if names:
         axes[1].set(ylabel="execution rate", ylim=(-0.03, 1.03), xlim=(-0.7, len(names) - 0.3))
         axes[1].grid(visible=False, axis="x")

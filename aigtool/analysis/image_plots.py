@@ -125,7 +125,8 @@ def inference_graph(graph: pd.DataFrame, picture: Picture, answer: str, about: s
     )
     axes.axis("off")
     figure.supxlabel(
-        "filled: executed; dotted: skipped; in it the gate's probability of executing it",
+        "filled: executed; dotted: skipped\n"
+        "inside: the gate's probability, above its threshold if executed",
         fontsize=8,
         color=GREY,
     )

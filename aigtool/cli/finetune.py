@@ -141,14 +141,15 @@ def finetune(
         )
     best = result.metrics[result.epoch - 1]
     if result.budget is not None and "val_uncalibrated" in best:
-        warn_of_landing(result.budget, best["val_uncalibrated"])
+        landed = best["val_uncalibrated"]
+        warn_of_landing(result.budget, landed, per_layer=config.is_per_layer)
     if json:
         headline = {name: best[name] for name in _HEADLINE}
         print_json({"out": str(folder), "epoch": result.epoch, **headline})
     else:
         print_facts(
-            f"Best epoch: {result.epoch} of {config.epochs}, on {best['val_images']} validation "
-            "images",
+            f"Best epoch: {result.epoch} of {config.epochs}, the last within a standard error of "
+            f"the highest top-1 on {best['val_images']} validation images",
             [
                 ("asked", _asked(result.budget, config)),
                 ("top-1", percent(best["val_top1"], best["val_top1_stderr"])),

@@ -26,6 +26,7 @@ from aigtool.cli.predict import predict
 from aigtool.cli.report import report
 from aigtool.cli.sweep import sweep
 from aigtool.errors import NonFiniteLossError, UserError
+from aigtool.output import NO_ROOM
 from aigtool.version import __version__
 
 app = typer.Typer(
@@ -117,12 +118,23 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _silence() -> None:
+    """Let nothing more be written to a standard output that takes no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """Run the command line and exit."""
     try:
         code = run()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:  # Whoever reads the output has had enough of it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         code = 0
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _silence()
+        code = _fail(f"the output cannot be written: {error.strerror}", 2)
     sys.exit(code)

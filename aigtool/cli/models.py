@@ -28,11 +28,18 @@ def models(
         from aigtool.models.zoo import close_names, list_networks, look_up, published_weights
 
         names = [name for name in list_networks() if fnmatchcase(name, pattern.lower())]
+        network, _, weights = pattern.lower().partition(".")
+        if weights and network in list_networks() and weights in published_weights(network):
+            names = [network]
     if not names:
         near = close_names(pattern)
         raise UserError(
             f"no ResNet of timm, torchvision or ours matches {pattern!r}; "
-            + (f"did you mean {', '.join(near)}?" if near else "without a pattern all are listed")
+            + (
+                f"did you mean {', '.join(near)}?"
+                if near
+                else "without a pattern all are listed, and '*part*' is a part of a name"
+            )
         )
     if json:
         rows = []

@@ -1,5 +1,6 @@
 """From a command's arguments to a network on its device and the images it is asked about."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,14 +56,25 @@ def open_for(
     )
     images.check_classes(description.num_classes)
     images = images.limited(limit)
-    if absent := images.absent_classes:
-        warn(
-            f"a subset of the classes: {len(absent)} of {len(images.classes or ())} have no image "
-            f"here ({', '.join(absent[:5])}{', ...' * (len(absent) > 5)})"
-        )
+    warn_of_classes(images)
     if split is None:
         note(f"data: {images.name}, {images.split or 'the folder itself'}, {len(images)} images")
     return images
+
+
+def warn_of_classes(images: ImageSet) -> None:
+    """Say it where classes have no images, or folders are not among the classes."""
+    if absent := images.absent_classes:
+        warn(
+            f"a subset of the classes: {len(absent)} of {len(images.classes or ())} have no image "
+            f"here ({_first(absent)})"
+        )
+    if unmapped := images.unmapped:
+        warn(f"the class map leaves out folders of {images.name}: {_first(unmapped)}")
+
+
+def _first(names: Sequence[str], most: int = 5) -> str:
+    return f"{', '.join(names[:most])}{', ...' * (len(names) > most)}"
 
 
 def open_reference(model: Model, path: Path, dense: Path | None) -> tuple[str, Model]:

@@ -34,7 +34,8 @@ def predict(
         list[str],
         typer.Argument(
             metavar="IMAGES...",
-            help="Files, folders, patterns in quotes, or - for a list of files on stdin.",
+            help="Files, folders (their JPEG, PNG, WebP, TIFF, BMP and PPM), patterns in quotes, "
+            "or - for a list of files on stdin.",
         ),
     ],
     format_: Annotated[
@@ -92,7 +93,7 @@ def predict(
             stream.reconfigure(errors="surrogateescape")
     rows = predict_files(
         network,
-        find_images(images, sys.stdin),
+        find_images(images, sys.stdin or ()),
         eval_transform(network.description.input),
         batch_size=batch_size,
         workers=workers,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from aigtool.cli.console import note, percent, warn
-from aigtool.cli.opening import collect, open_reference, ready
+from aigtool.cli.opening import collect, open_reference, ready, warn_of_classes
 from aigtool.cli.recipe import CONTEXT, as_kept
 from aigtool.data.augmentation import Augmentation
 from aigtool.data.images import DataSource
@@ -90,6 +90,7 @@ def tell_before(prepared: Prepared, config: FinetuneConfig) -> None:
         f"data: {prepared.source.name}, {len(images.train)} images to train on, "
         f"{len(images.val)} to validate on"
     )
+    warn_of_classes(images.train)
     before = ready(reference, prepared.device)
     trace = collect(
         f"evaluating {kind}", before, images.val, "open", config.batch_size, config.workers

@@ -60,12 +60,13 @@ def print_summaries(title: str, summaries: Mapping[str, dict[str, Any]]) -> None
     )
 
 
-def warn_of_landing(budget: "Budget", landed: float) -> None:
+def warn_of_landing(budget: "Budget", landed: float, *, per_layer: bool = False) -> None:
     """Say so if thresholds, and not training, brought a network to its budget."""
     if abs(landed - budget.share) > LANDED:
         warn(
-            f"training ended at {share(landed)} and thresholds did the rest, {budget}, which costs "
-            "accuracy: train for more epochs, or on more images"
+            f"training ended at {share(landed)} and thresholds did the rest, {budget}"
+            f"{' on average and not gate by gate' * per_layer}, which costs accuracy: train for "
+            "more epochs, or on more images"
         )
 
 

@@ -135,6 +135,11 @@ def sweep(
         for name, path in named(compare or (), taken=(kind, trained)).items():
             networks[name] = load_model(path)
             check_comparable(prepared.model.description, networks[name].description, path)
+            if networks[name].description.gated_blocks:
+                raise UserError(
+                    f"network {path} has gates: expected one without to compare with; "
+                    f"`aigtool convert {path} --strip` takes them out"
+                )
         flops = count_flops(prepared.model.network, prepared.model.description.input.size)
         for budget in budgets:
             budget.check(flops)

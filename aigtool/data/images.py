@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_dataset
-from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.data.readers.reader_image_folder import find_images_and_targets
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from aigtool.data import digits
 from aigtool.errors import UserError
@@ -86,6 +87,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         source: Images and labels by index.
         indices: Which images of the source, in order.
         transform: Image to pixels.
+        unmapped: Folders whose images are not in it, since a class map does not name them.
     """
 
     name: str
@@ -95,6 +97,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     source: Source
     indices: Sequence[int]
     transform: Transform
+    unmapped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -109,14 +112,10 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     def take(self, indices: Sequence[int], transform: Transform | None = None) -> "ImageSet":
         """Return some of the images, by position here, perhaps with another transform."""
-        return ImageSet(
-            self.name,
-            self.split,
-            self.classes,
-            self.labels,
-            self.source,
-            [self.indices[index] for index in indices],
-            transform or self.transform,
+        return replace(
+            self,
+            indices=[self.indices[index] for index in indices],
+            transform=transform or self.transform,
         )
 
     def check_classes(self, num_classes: int) -> None:
@@ -269,17 +268,17 @@ def _open_folder(
     source: DataSource, split: str, transform: Transform, class_names: tuple[str, ...] | None
 ) -> ImageSet:
     folder = _folder(source.name, split)
-    try:
-        reader = ReaderImageFolder(str(folder))
-    except RuntimeError as error:
+    files, positions = find_images_and_targets(str(folder), types=IMG_EXTENSIONS)
+    found = sorted(positions, key=positions.__getitem__)
+    if not files or "" in found:
+        what = "images that are in no class's folder" if files else "no images"
         raise UserError(
-            f"data folder {folder} has no images: expected a folder a class, with images in it"
-        ) from error
-    found = sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)
+            f"data folder {folder} has {what}: expected a folder a class, with images in it"
+        )
     if len(found) < 2:
         raise UserError(
-            f"data folder {folder} has one class, {found[0] or 'itself'!r}: expected a folder for "
-            "each of two or more classes, with images in them"
+            f"data folder {folder} has one class, {found[0]!r}: expected a folder for each of two "
+            "or more classes, with images in them"
         )
     if source.class_map is not None:
         class_to_index = _class_map(source.class_map, found, folder)
@@ -290,10 +289,9 @@ def _open_folder(
         class_to_index = {name: index for index, name in enumerate(classes)}
     samples = [
         (path, class_to_index[found[position]])
-        for path, position in reader.samples
+        for path, position in files
         if found[position] in class_to_index
     ]
-
     return ImageSet(
         source.name,
         split,
@@ -302,6 +300,7 @@ def _open_folder(
         _Files(source.name, samples),
         range(len(samples)),
         transform,
+        tuple(name for name in found if name not in class_to_index),
     )
 
 
@@ -316,11 +315,22 @@ def read_image(path: str) -> Image.Image:
         raise UserError(f"image {path} cannot be read ({what}): expected an image file")
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return _in_colour(image)
+    # Of a damaged file, decoders raise what they like.
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         raise UserError(
             f"image {path} cannot be read ({error}): mend it, or leave it out"
         ) from error
+
+
+def _in_colour(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow would take all above 255 for white.
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its numbers, of mode {image.mode}, have no largest: expected 8 or 16 bits"
+        )
+    return image.convert("RGB")
 
 
 def _folder(name: str, split: str) -> Path:
@@ -361,8 +371,10 @@ def _match(found: Sequence[str], wanted: tuple[str, ...] | None, where: str) -> 
 def _class_map(file: str, found: Sequence[str], folder: Path) -> dict[str, int]:
     if not Path(file).is_file():
         raise UserError(f"class map {file}: no such file; timm's form is a name a line, in a .txt")
-    lines = Path(file).read_text(errors="replace").splitlines()
-    mapping = {line.strip(): index for index, line in enumerate(lines) if line.strip()}
+    lines = [line.strip() for line in Path(file).read_text(errors="replace").splitlines()]
+    mapping = {name: index for index, name in enumerate(lines) if name}
+    if twice := [name for name in mapping if lines.count(name) > 1]:
+        raise UserError(f"class map {file} has {twice[0]!r} twice: expected each name once")
     if not set(mapping) & set(found):
         raise UserError(
             f"class map {file} names none of the folders in {folder}, which are "

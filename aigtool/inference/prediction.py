@@ -11,8 +11,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 import torch
-from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from aigtool.data.images import Transform, read_image
 from aigtool.errors import UserError
@@ -81,11 +81,10 @@ def _some(files: Iterator[str], problem: str) -> Iterator[str]:
 
 
 def _images_in(folder: str) -> Iterator[str]:
-    suffixes = get_img_extensions(as_set=True)  # those that a data set's folders are read by
     for place, folders, files in os.walk(folder):
         folders.sort()
         for file in sorted(files):
-            if Path(file).suffix.lower() in suffixes:
+            if Path(file).suffix.lower() in IMG_EXTENSIONS:
                 yield str(Path(place, file))
 
 

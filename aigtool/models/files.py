@@ -23,6 +23,14 @@ _OTHER_FILES = {
     ".pt2": "an exported file, which torch.export.load opens",
     ".parquet": "a trace, which analyze takes",
 }
+_MADE_OF = {
+    ".ckpt": "the best.safetensors beside it",
+    **dict.fromkeys(
+        (".pth", ".pt", ".th", ".tar", ".bin"),
+        "what `aigtool convert NAME --weights FILE` makes of a checkpoint",
+    ),
+}
+"""What to give in place of a file that is none of ours."""
 
 DENSE_FILE = "dense.safetensors"
 """The network before gating, as a run folder keeps it beside the gated one."""
@@ -48,6 +56,9 @@ def save_model(path: str | Path, network: nn.Module, description: Description) -
         network: Gated or not. What the description says of gates is read off it.
         description: The rest of what the file says.
 
+    Raises:
+        UserError: It cannot be written.
+
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "r20.safetensors"
@@ -61,7 +72,10 @@ def save_model(path: str | Path, network: nn.Module, description: Description) -
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     with replacing(path) as temporary:
         metadata = {"format": "pt", _KEY: json.dumps(described.to_json())}
-        safetensors.torch.save_file(state, temporary, metadata)
+        try:
+            safetensors.torch.save_file(state, temporary, metadata)
+        except safetensors.SafetensorError as error:
+            raise UserError(f"model file {path} cannot be written ({error})") from error
 
 
 def load_model(path: str | Path, network: nn.Module | None = None) -> Model:
@@ -177,9 +191,10 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             metadata: dict[str, str] = file.metadata() or {}
             return metadata, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
+        expected = _MADE_OF.get(path.suffix, "what `aigtool convert` or `finetune` wrote")
         raise UserError(
-            f"model file {path} is not a whole .safetensors file ({error}); expected what "
-            "`aigtool convert` or `finetune` wrote"
+            f"model file {path} is no .safetensors file, or a part of one ({error}); expected "
+            f"{expected}"
         ) from error
 
 

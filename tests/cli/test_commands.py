@@ -47,6 +47,7 @@ def test_models_tells_what_a_conversion_needs_to_know(aigtool: Command) -> None:
     assert entry["input_size"] == [3, 224, 224]
     assert "a1_in1k" in entry["weights"]
     assert "a1_in1k" in aigtool("models", "resnet18").out
+    assert aigtool("models", "resnet18.a1_in1k").out == aigtool("models", "resnet18").out
     header, row, *_ = aigtool("models", "cifar_*").out.splitlines()
     assert header.split() == ["name", "blocks", "parameters", "input", "converts"]
     assert row.split() == ["cifar_resnet20", "9", "269,722", "3x32x32", "yes"]

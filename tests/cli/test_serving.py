@@ -97,6 +97,15 @@ def test_whoever_reads_may_have_had_enough(
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_an_output_that_takes_no_more_is_told() -> None:
+    with Path("/dev/full").open("wb") as output:
+        command = [sys.executable, "-m", "aigtool", "--version"]
+        done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 2
+    assert done.stderr == b"error: the output cannot be written: No space left on device\n"
+
+
 def test_an_export_is_checked_on_real_images_or_not_at_all(
     aigtool: Command,
     model: Path,

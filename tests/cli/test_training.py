@@ -38,6 +38,11 @@ def test_a_subset_of_the_classes_is_said_to_be_one(
     shown = aigtool("evaluate", best, "--data", image_folder, "--split", "test")
     assert "a subset of the classes: 1 of 3" in shown.err
     assert "red" in shown.err
+    mapping = tmp_path / "map.txt"
+    mapping.write_text("blue\nred\n\n")
+    mapped = ["--data", image_folder, "--class-map", mapping]
+    shown = aigtool("evaluate", best, *mapped, "--split", "val")
+    assert f"leaves out folders of {image_folder}: green" in shown.err
 
 
 def test_a_new_classifier_has_no_teacher(

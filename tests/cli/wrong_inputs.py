@@ -59,7 +59,7 @@ CASES = {
     "strip without gates": (["convert", "dense.st", "--strip"], "nothing to strip"),
     "strip a name": (["convert", "resnet18", "--strip"], "no such file"),
     "no residual block": (["convert", "vgg11", "--out", "o.safetensors"], "looked for a module"),
-    "no tag of a model": (["models", "resnet18.a1_in1k"], "did you mean resnet18,"),
+    "no tag of a model": (["models", "resnet18.zzz"], "did you mean resnet18,"),
     "weights twice": ([*CIFAR20, "--weights", "r32.th", "--pretrained"], "expected one of them"),
     "no classes": ([*CIFAR20, "--num-classes", "0"], "--num-classes"),
     "no gate width": ([*CIFAR20, "--gate-width", "0"], "--gate-width"),
@@ -92,7 +92,7 @@ CASES = {
         "has no val/: name with --split",
     ),
     "missing model": (["info", "no.safetensors"], "aigtool convert"),
-    "model is no model": (["flops", "text.th"], "not a whole .safetensors"),
+    "model is no model": (["flops", "text.th"], "is no .safetensors file"),
     "missing data": ([*EVALUATE, "no-folder"], "no such folder"),
     "empty data": ([*EVALUATE, "nothing"], "has no images"),
     "one class": ([*EVALUATE, "one"], "one class, 'only'"),
@@ -321,6 +321,14 @@ CASES = {
     "compare with nothing": (
         [*SWEEP, "--target-flops", "0.5", "--compare", "no.st"],
         "model file no.st: no such file",
+    ),
+    "compare with a gated network": (
+        [*SWEEP, "--target-flops", "0.5", "--compare", "m.safetensors"],
+        "has gates: expected one without",
+    ),
+    "evaluate a checkpoint": (
+        ["evaluate", "three.th", "--data", "images"],
+        "makes of a checkpoint",
     ),
     "compare with other classes": (
         [*SWEEP, "--target-flops", "0.5", "--compare", "ten.st"],

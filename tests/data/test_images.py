@@ -4,6 +4,7 @@ import pickle
 import shutil
 import signal
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from aigtool.data.images import (
     default_split,
     has_split,
     open_images,
+    read_image,
     validation_split,
 )
 from aigtool.data.loading import (
@@ -67,6 +69,7 @@ def test_a_class_map_maps_other_names(image_folder: Path, tmp_path: Path) -> Non
         "green": 0,
         "red": 1,
     }
+    assert images.unmapped == images.limited(2).unmapped == ("blue",)
 
 
 def test_what_to_choose_by_is_never_what_to_judge_by(image_folder: Path) -> None:
@@ -118,6 +121,9 @@ def bad_folder(tmp_path: Path, kind: str) -> Path:
     if kind == "one class":
         (root / "only").mkdir()
         Image.new("RGB", (8, 8)).save(root / "only" / "a.png")
+    if kind == "flat":
+        for name in ("a", "b"):
+            Image.new("RGB", (8, 8)).save(root / f"{name}.png")
     if kind == "unreadable":
         for name in ("a", "b"):
             (root / name).mkdir()
@@ -127,7 +133,11 @@ def bad_folder(tmp_path: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("no images", "has no images"), ("one class", "one class, 'only'")],
+    [
+        ("no images", "has no images"),
+        ("one class", "one class, 'only'"),
+        ("flat", "images that are in no class's folder"),
+    ],
 )
 def test_folders_that_cannot_be_used_are_told(kind: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
@@ -140,6 +150,30 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
         images[0]
     with pytest.raises(UserError, match=r"x\.png cannot be read"):
         list(load_batches(images, batch_size=2, workers=1))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_seen_as_eight(suffix: str, tmp_path: Path) -> None:
+    grey = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(grey * 257).save(tmp_path / f"a.{suffix}")
+    read = np.asarray(read_image(str(tmp_path / f"a.{suffix}")))
+    assert np.array_equal(read, np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_numbers_without_a_largest_are_told(dtype: type, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"cannot be read .*have no largest"):
+        read_image(str(tmp_path / "a.tif"))
+
+
+def test_a_decoder_may_raise_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of AVIF does for a damaged file."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    failing = mock.Mock(side_effect=RuntimeError("Failed to decode image"))
+    monkeypatch.setattr(Image.Image, "convert", failing)
+    with pytest.raises(UserError, match=r"cannot be read \(Failed to decode image\)"):
+        read_image(str(tmp_path / "a.png"))
 
 
 @pytest.mark.parametrize(
@@ -261,7 +295,10 @@ def test_class_maps_that_cannot_be_used_are_told(image_folder: Path, tmp_path: P
     mapping.write_text("cat\ndog\n")
     with pytest.raises(UserError, match="names none of the folders"):
         open_images(source, "test", to_tensor)
-    mapping.write_text("cat\ndog\nblue\n")
+    mapping.write_text("green\nblue\nred\ngreen\n")
+    with pytest.raises(UserError, match="has 'green' twice"):
+        open_images(source, "test", to_tensor)
+    mapping.write_text("red\ngreen\nblue\n")
     with pytest.raises(UserError, match="labels up to 2, the network has 2 outputs"):
         open_images(source, "test", to_tensor).check_classes(2)
 

@@ -1,4 +1,5 @@
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from aigtool.errors import UserError
 from aigtool.models.description import Description, InputSpec, PixelNetwork
 from aigtool.models.files import load_model, load_reference, save_model
 from aigtool.models.zoo import create_network
+from aigtool.output import write_json
 
 DESCRIPTION = Description(
     source="cifar_resnet20",
@@ -120,8 +122,22 @@ def test_missing_and_cut_files_are_told(small_network: nn.Module, tmp_path: Path
         load_model(path)
     save_model(path, small_network, DESCRIPTION)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(UserError, match="not a whole"):
+    with pytest.raises(UserError, match=r"is no \.safetensors file"):
         load_model(path)
+
+
+def test_a_file_that_does_not_fit_is_told(small_network: nn.Module, tmp_path: Path) -> None:
+    """Neither writing by Python nor that by safetensors leaves a part of it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be written"):
+            save_model(tmp_path / "a.safetensors", small_network, DESCRIPTION)
+        with pytest.raises(UserError, match="cannot be written: File too large"):
+            write_json(tmp_path / "a.json", "a" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_reference_is_dense_where_there_is_one(
