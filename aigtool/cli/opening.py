@@ -73,8 +73,8 @@ def warn_of_classes(images: ImageSet) -> None:
         warn(f"the class map leaves out folders of {images.name}: {_first(unmapped)}")
 
 
-def _first(names: Sequence[str], most: int = 5) -> str:
-    return f"{', '.join(names[:most])}{', ...' * (len(names) > most)}"
+def _first(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:5])}{', ...' * (len(names) > 5)}"
 
 
 def open_reference(model: Model, path: Path, dense: Path | None) -> tuple[str, Model]:

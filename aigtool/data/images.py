@@ -1,6 +1,7 @@
 """A data set's name, folder and split to labelled images in pixels 0..1."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -373,7 +374,7 @@ def _class_map(file: str, found: Sequence[str], folder: Path) -> dict[str, int]:
         raise UserError(f"class map {file}: no such file; timm's form is a name a line, in a .txt")
     lines = [line.strip() for line in Path(file).read_text(errors="replace").splitlines()]
     mapping = {name: index for index, name in enumerate(lines) if name}
-    if twice := [name for name in mapping if lines.count(name) > 1]:
+    if twice := [name for name, times in Counter(lines).items() if name and times > 1]:
         raise UserError(f"class map {file} has {twice[0]!r} twice: expected each name once")
     if not set(mapping) & set(found):
         raise UserError(

@@ -102,8 +102,8 @@ class _Notes(TorchFunctionMode):
         if name not in _ABOUT:
             self._note(args, kwargs)
         result = func(*args, **(kwargs or {}))
-        if name in _MAY_COPY:
-            self._note_copied(next(iter(tree_leaves((args, kwargs)))), result)
+        if name in _MAY_COPY and isinstance(result, Tensor):
+            self._note_copied(_first_tensor(args, kwargs), result)
         return result
 
     def _note(self, *read: Any) -> None:
@@ -187,6 +187,10 @@ class _Notes(TorchFunctionMode):
         for name, before in self.follows.items():
             if self.calls[name] == 1:
                 yield name, before
+
+
+def _first_tensor(*values: Any) -> Tensor:
+    return next(leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
 
 
 def _storage(tensor: Tensor) -> int:

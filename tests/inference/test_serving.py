@@ -138,6 +138,7 @@ KEPT: dict[str, Callable[[Tensor], Tensor]] = {
     "moved to a layout": lambda x: x.to(memory_format=torch.channels_last),
     "as rows": lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
     "reshaped": lambda x: x.permute(0, 2, 3, 1).reshape(len(x), -1, 16).mT.view(x.shape),
+    "by keywords": lambda x: torch.reshape(shape=x.shape, input=x) if x.type() else x,
     "cloned": torch.clone,
 }
 
