@@ -129,12 +129,12 @@ def calibrate(
     batches = partial(load_batches, images, batch_size=batch_size, workers=workers)
     search = _Search(network, batches, budget, flops)
     first = search.run(search.zero)
-    shifts, spent = search.zero, first.spent
+    shifts, last = search.zero, first
     if not quick:
         shifts, last = search.gate_by_gate(first, progress)
-        spent = last.spent
+    spent = last.spent
     if quick or not search.is_met(spent):
-        shifts, spent = search.together(shifts, first if quick else last)
+        shifts, spent = search.together(shifts, last)
     shifts = shifts + [clearing_move(margins) for margins in search.run(shifts).margins.T]
     search.set(shifts)
     rates = (first.margins > 0).mean(axis=0)

@@ -119,9 +119,10 @@ class RunFolder:
             state: dict[str, Any] = torch.load(self.last, map_location="cpu", weights_only=True)
         # What torch.load raises depends on the file's first bytes.
         except Exception as error:
+            problem = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
-                f"{self.last} is no whole state of a run ({str(error).splitlines()[0]}): put it "
-                "back, or start a new run"
+                f"{self.last} is no whole state of a run ({problem}): put it back, or start a new "
+                "run"
             ) from error
         if state["metrics"] and not self.best.is_file():
             raise UserError(
