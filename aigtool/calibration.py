@@ -1,6 +1,6 @@
 """Calibration: thresholds of gates at which a network keeps to a budget, without training."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -144,23 +144,63 @@ def calibrate(
     )
 
 
-class _Search:
-    """Thresholds of a network, and what it does with them."""
+def calibrate_each(
+    network: PixelNetwork,
+    images: ImageSet,
+    rates: Sequence[float],
+    *,
+    batch_size: int = 128,
+    workers: int | None = 0,
+) -> Calibration:
+    """Shift each gate's threshold so that argmax execution has a rate of its own.
+
+    What a gate decides changes what later ones see: passes over the images go on until none asks
+    for another threshold, each of which settles one more gate at least.
+
+    Args:
+        network: Takes pixels; its thresholds are changed in place.
+        images: Validation images.
+        rates: A rate a gate, 0..1; on these images it executes as many of them, or the next less.
+        batch_size: Images a batch.
+        workers: Processes that read images, as of ``load_batches``.
+
+    Returns:
+        The shifts; what is spent is the mean rate over gates.
+    """
+    thresholds = _Thresholds(
+        network, partial(load_batches, images, batch_size=batch_size, workers=workers)
+    )
+    shifts = thresholds.zero
+    first = margins = thresholds.look(shifts)[0]
+    for _ in thresholds.gates:
+        asked = zip(margins.T, rates, strict=True)
+        steps = np.array([_step(of_gate[:, None], np.ones(1), rate) for of_gate, rate in asked])
+        if ((margins > steps) == (margins > 0)).all():
+            break
+        shifts = shifts + steps
+        margins = thresholds.look(shifts)[0]
+    shifts = shifts + [clearing_move(of_gate) for of_gate in margins.T]
+    thresholds.set(shifts)
+    before, after = ((each > 0).mean(axis=0) for each in (first, margins))
+    return Calibration(
+        tuple(shifts.tolist()),
+        float(after.mean()),
+        float(before.mean()),
+        tuple(before.tolist()),
+        thresholds.passes,
+    )
+
+
+class _Thresholds:
+    """Thresholds of a network, and what its gates and it say with them."""
 
     def __init__(
-        self,
-        network: PixelNetwork,
-        batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
-        budget: Budget,
-        flops: NetworkFlops,
+        self, network: PixelNetwork, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
     ) -> None:
         self.network = network
         self.gates = dict(named_gates(network))
         self.start = [gate.threshold.clone() for gate in self.gates.values()]
         self.zero = np.zeros(len(self.start))
-        self.budget, self.flops = budget, flops
-        self.most = budget.share + _ROUNDING
-        self.weights = budget.span(flops) * budget.weights(flops)
         self.batches = batches
         self.passes = 0
 
@@ -169,8 +209,8 @@ class _Search:
         for gate, threshold, shift in zip(self.gates.values(), self.start, shifts, strict=True):
             gate.threshold.copy_(threshold + shift)
 
-    def run(self, shifts: Floats) -> _Pass:
-        """Run the images with shifted thresholds."""
+    def look(self, shifts: Floats) -> tuple[Floats, float]:
+        """Run the images with shifted thresholds; return what ``_Pass`` calls margins and loss."""
         self.set(shifts)
         self.passes += 1
         device = self.network.mean.device
@@ -187,8 +227,28 @@ class _Search:
                 made = [decisions[name].logit - g.threshold for name, g in self.gates.items()]
                 rows.append(torch.stack(made, dim=1).cpu().double().numpy())
         margins = np.concatenate(rows)
-        spent = self.budget.spent((margins > 0).mean(axis=0), self.flops)
-        return _Pass(margins, spent, sum(losses) / len(margins))
+        return margins, sum(losses) / len(margins)
+
+
+class _Search(_Thresholds):
+    """Thresholds, and what of a budget is spent with them."""
+
+    def __init__(
+        self,
+        network: PixelNetwork,
+        batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+        budget: Budget,
+        flops: NetworkFlops,
+    ) -> None:
+        super().__init__(network, batches)
+        self.budget, self.flops = budget, flops
+        self.most = budget.share + _ROUNDING
+        self.weights = budget.span(flops) * budget.weights(flops)
+
+    def run(self, shifts: Floats) -> _Pass:
+        """Run the images with shifted thresholds."""
+        margins, loss = self.look(shifts)
+        return _Pass(margins, self.budget.spent((margins > 0).mean(axis=0), self.flops), loss)
 
     def gate_by_gate(self, now: _Pass, progress: Callable[[float], None]) -> tuple[Floats, _Pass]:
         """Change one threshold at a time, where it costs the least loss or gains the most.

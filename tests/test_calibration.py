@@ -13,7 +13,15 @@ from torch import nn
 from torchvision.transforms.functional import to_tensor
 
 from aigtool.budget import Budget
-from aigtool.calibration import _Pass, _Search, _step, calibrate, clearing_move, threshold_move
+from aigtool.calibration import (
+    _Pass,
+    _Search,
+    _step,
+    calibrate,
+    calibrate_each,
+    clearing_move,
+    threshold_move,
+)
 from aigtool.conversion import convert, named_gates, recorded_decisions
 from aigtool.data.images import ImageSet, open_images
 from aigtool.data.loading import load_batches
@@ -125,6 +133,38 @@ def test_argmax_execution_meets_the_budget(
     assert np.subtract(after, before) == pytest.approx(found.shifts, abs=1e-5)
     # One logit for all, but for what keeps each clear of rounding.
     assert (np.ptp(found.shifts) < 0.02 + 1e-5) == quick
+
+
+def _decided(network: PixelNetwork, images: ImageSet, batch_size: int) -> np.ndarray:
+    flops = count_flops(network.network, SPEC.size)
+    return collect_trace(network, images, flops=flops, batch_size=batch_size).executed
+
+
+def test_each_gate_is_kept_to_its_own_rate(network: PixelNetwork, images: ImageSet) -> None:
+    """To the image, though gates see what those before them decided: 24 images, 9 gates.
+
+    The first gate says the same of seven images, from the tenth on.
+    """
+    rates = [0.375, 1.0, 0.25, 0.9, 0.0, 0.5, 0.75, 1.0, 0.5]
+    before = [gate.threshold.item() for _, gate in named_gates(network)]
+    found = calibrate_each(network, images, rates)
+    rows = _decided(network, images, 24)
+    assert rows.mean(axis=0).tolist() == [int(rate * 24) / 24 for rate in rates]
+    assert found.spent == pytest.approx(rows.mean())
+    after = [gate.threshold.item() for _, gate in named_gates(network)]
+    assert np.subtract(after, before) == pytest.approx(found.shifts, abs=1e-5)
+
+
+def test_a_gate_that_tells_no_images_apart_stays_within_its_rate(
+    network: PixelNetwork, images: ImageSet
+) -> None:
+    _, gate = next(iter(named_gates(network)))
+    nn.init.zeros_(gate.fc2.weight)
+    calibrate_each(network, images, [0.5] * 9)
+    rows = _decided(network, images, 7)
+    assert rows.mean(axis=0).tolist() == [0.0] + [0.5] * 8
+    calibrate_each(network, images, [1.0] * 9)
+    assert _decided(network, images, 7).all()
 
 
 @given(

@@ -117,10 +117,12 @@ def finetune(
         _check_apart(folder, model, dense)
     with status("loading the network"):
         from aigtool.cli.preparing import prepare, tell_before
+        from aigtool.training.loop import check_options
         from aigtool.training.loop import finetune as finetune_network
         from aigtool.training.run_folder import RunFolder
 
         prepared = prepare(settings, augmentation)
+        check_options(prepared.model, config, prepared.teacher)
     tell_before(prepared, config)
     images = prepared.images
     with (
@@ -141,8 +143,7 @@ def finetune(
         )
     best = result.metrics[result.epoch - 1]
     if result.budget is not None and "val_uncalibrated" in best:
-        landed = best["val_uncalibrated"]
-        warn_of_landing(result.budget, landed, per_layer=config.is_per_layer)
+        warn_of_landing(result.budget, best["val_uncalibrated"])
     if json:
         headline = {name: best[name] for name in _HEADLINE}
         print_json({"out": str(folder), "epoch": result.epoch, **headline})

@@ -52,7 +52,7 @@ def info(
     print_facts(str(model), facts)
     columns = ["stage", "block", "gated", "target", "GFLOPs", "gate\nparameters"]
     calibrated = any(row["threshold"] != 0 or row["expected_rate"] != 1 for row in gated)
-    columns += ["threshold", "expected\nrate"] if calibrated else []
+    columns += ["threshold", "rate when\nsampled"] if calibrated else []
     print_table("", columns, [cells[: len(columns)] for cells in _cells(rows)], text_columns=2)
 
 

@@ -60,13 +60,12 @@ def print_summaries(title: str, summaries: Mapping[str, dict[str, Any]]) -> None
     )
 
 
-def warn_of_landing(budget: "Budget", landed: float, *, per_layer: bool = False) -> None:
+def warn_of_landing(budget: "Budget", landed: float) -> None:
     """Say so if thresholds, and not training, brought a network to its budget."""
     if abs(landed - budget.share) > LANDED:
         warn(
-            f"training ended at {share(landed)} and thresholds did the rest, {budget}"
-            f"{' on average and not gate by gate' * per_layer}, which costs accuracy: train for "
-            "more epochs, or on more images"
+            f"training ended at {share(landed)} and thresholds did the rest, {budget}, "
+            "which costs accuracy: train for more epochs, or on more images"
         )
 
 
@@ -97,12 +96,12 @@ def training_progress(
 
         def on_skip(name: str) -> None:
             skipped.append(name)
-            advance(0, about=f"choosing where gates start, {len(skipped)} blocks skipped")
+            advance(0, about=f"choosing where gates start, blocks skipped: {len(skipped)}")
 
         def on_step(step: "StepReport") -> None:
             nonlocal done
             if done is None and skipped:
-                note(f"gates start by skipping {len(skipped)} blocks: {', '.join(skipped)}")
+                note(f"gates start by skipping {len(skipped)}: {', '.join(skipped)}")
             now = (step.epoch - 1) * config.aug_repeats * images + step.images
             advance(
                 now - (done or 0),

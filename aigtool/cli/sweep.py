@@ -117,8 +117,8 @@ def sweep(
     with status("loading the network"):
         from aigtool.cli.opening import collect, open_for, ready_to_serve
         from aigtool.cli.preparing import prepare, tell_before
-        from aigtool.flops import count_flops
         from aigtool.models.files import check_comparable, load_model
+        from aigtool.training.loop import check_options
         from aigtool.training.sweep import (
             GATED,
             Point,
@@ -140,15 +140,12 @@ def sweep(
                     f"network {path} has gates: expected one without to compare with; "
                     f"`aigtool convert {path} --strip` takes them out"
                 )
-        flops = count_flops(prepared.model.network, prepared.model.description.input.size)
-        for budget in budgets:
-            budget.check(flops)
         points = [Point(budget, seed) for budget in budgets for seed in numbers]
-        for point in points:
-            point.config(config)  # refuses what does not go together, before any is trained
+        for point in points[:: len(numbers)]:  # one a budget, before any is trained
+            check_options(prepared.model, point.config(config), prepared.teacher)
+        images = prepared.images
+        judged = images.val if split is None else open_for(prepared.model, prepared.source, split)
     tell_before(prepared, config)
-    images = prepared.images
-    judged = images.val if split is None else open_for(prepared.model, prepared.source, split)
     traces = {}
     runs_done = run_points(
         prepared.model,

@@ -17,7 +17,7 @@ from timm.utils import random_seed
 from torch import Tensor, nn
 
 from aigtool.budget import Budget
-from aigtool.calibration import calibrate, kept_thresholds
+from aigtool.calibration import calibrate, calibrate_each, kept_thresholds
 from aigtool.conversion import (
     gate_policy,
     named_gates,
@@ -38,6 +38,7 @@ from aigtool.training.baseline import dropping_blocks
 from aigtool.training.config import TARGET_RATE, FinetuneConfig
 from aigtool.training.hints import shared_places, stage_ends
 from aigtool.training.objective import Objective
+from aigtool.training.optimization import make_optimizer
 from aigtool.training.pattern import skip_least, start_without
 from aigtool.training.run_folder import RunFolder
 from aigtool.training.trainer import Networks, StepReport, Trainer, is_trained
@@ -110,6 +111,11 @@ def complete(
         )
     gates = [gate for _, gate in named_gates(model.network)]
     are_fresh = bool(gates) and all(gate.is_fresh for gate in gates)
+    if config.gate_start == "pattern" and gates and not are_fresh:
+        raise UserError(
+            "gate start pattern: the network's gates were trained, or given thresholds; expected "
+            "new ones, as convert makes them, or gate start given"
+        )
     # The loss of a new classifier tells nothing of blocks.
     can_spare = are_fresh and not model.description.new_classifier
     return config.completed(can_distill, is_trained(model.network), bool(places), can_spare)
@@ -121,6 +127,25 @@ def places_of(model: Model, teacher: Model | None) -> list[str]:
     if teacher is None:
         return stage_ends(model.network, size)
     return shared_places(model.network, teacher.network, size)
+
+
+def check_options(model: Model, config: FinetuneConfig, teacher: Model | None = None) -> None:
+    """Refuse options that a network cannot be trained with, before any image is read.
+
+    Args:
+        model: As for ``finetune``; left as it is.
+        config: As given.
+        teacher: As for ``finetune``.
+
+    Raises:
+        UserError: ``finetune`` would refuse them.
+    """
+    config = complete(config, model, teacher, places_of(model, teacher))
+    flops = count_flops(model.network, model.description.input.size)
+    if flops.gated_blocks:
+        config.budget.check(flops)
+        _parsed_targets(config, len(flops.gated_blocks))
+    make_optimizer(model.network, config, steps=1)
 
 
 def finetune(
@@ -239,11 +264,6 @@ def _start_at_pattern(
     on_skip: Callable[[str], None],
 ) -> None:
     """Let gates begin by skipping the blocks that can best be done without."""
-    if not all(gate.is_fresh for _, gate in named_gates(model.network)):
-        raise UserError(
-            "gate start pattern: the network's gates were trained, or given thresholds; expected "
-            "new ones, as convert makes them, or gate start given"
-        )
     start_without(model.network, skip_least(model, val, flops, budget, on_skip))
 
 
@@ -357,15 +377,20 @@ def _set_targets(network: nn.Module, config: FinetuneConfig) -> None:
     if not config.is_per_layer:
         for gate in gates.values():
             gate.target = None
+    if targets := _parsed_targets(config, len(gates)):
+        for gate, target in zip(gates.values(), targets, strict=True):
+            gate.target = target
+
+
+def _parsed_targets(config: FinetuneConfig, gates: int) -> list[float]:
     if config.targets is None:
-        return
+        return []
     targets = parse_targets(config.targets)
-    if len(targets) != len(gates):
+    if len(targets) != gates:
         raise UserError(
-            f"targets given: {len(targets)}; gates: {len(gates)}; expected one a gate, in order"
+            f"targets given: {len(targets)}; gates: {gates}; expected one a gate, in order"
         )
-    for gate, target in zip(gates.values(), targets, strict=True):
-        gate.target = target
+    return targets
 
 
 def _images(counts: dict[str, int]) -> str:
@@ -382,11 +407,13 @@ def _validate(
     row: dict[str, Any] = {}
     config = objective.config
     size, workers = config.batch_size, config.workers
-    if objective.gates and (budget := objective.budget) is not None:
+    if objective.gates:
+        how: dict[str, Any] = {"batch_size": size, "workers": workers}
         chosen = val.limited(CALIBRATION_IMAGES)
-        found = calibrate(
-            network, chosen, budget, flops, quick=True, batch_size=size, workers=workers
-        )
+        if config.is_per_layer:
+            found = calibrate_each(network, chosen, objective.layer_targets, **how)
+        else:
+            found = calibrate(network, chosen, config.budget, flops, quick=True, **how)
         objective.land(found.rates)
         shift = fmean(map(abs, found.shifts))
         row |= {"threshold_shift": shift, "val_uncalibrated": found.before}

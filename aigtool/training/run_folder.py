@@ -1,5 +1,6 @@
 """The run folder: what a fine-tuning run leaves behind."""
 
+import io
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -72,8 +73,10 @@ class RunFolder:
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Write all state, tensors and plain values only."""
+        whole = io.BytesIO()  # torch.save does not tell that a disk is full from a defect.
+        torch.save(state, whole)
         with replacing(self.last) as temporary:
-            torch.save(state, temporary)
+            temporary.write_bytes(whole.getbuffer())
 
     def begun(self, config: FinetuneConfig) -> FinetuneConfig:
         """Return options with what the run in it took where nothing was given.

@@ -87,6 +87,8 @@ def test_one_line_and_nothing_written(
     assert captured.err.splitlines()[-1] == lines[0]
     assert message in lines[0]
     assert "Traceback" not in captured.err
+    # Training is refused before the images are read.
+    assert "on the validation images" not in captured.err
     assert captured.out == ""
     after = {path: path.stat().st_mtime_ns for path in workplace.rglob("*")}
     assert after == before

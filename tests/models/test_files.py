@@ -15,6 +15,7 @@ from aigtool.models.description import Description, InputSpec, PixelNetwork
 from aigtool.models.files import load_model, load_reference, save_model
 from aigtool.models.zoo import create_network
 from aigtool.output import write_json
+from aigtool.training.run_folder import RunFolder
 
 DESCRIPTION = Description(
     source="cifar_resnet20",
@@ -127,7 +128,7 @@ def test_missing_and_cut_files_are_told(small_network: nn.Module, tmp_path: Path
 
 
 def test_a_file_that_does_not_fit_is_told(small_network: nn.Module, tmp_path: Path) -> None:
-    """Neither writing by Python nor that by safetensors leaves a part of it."""
+    """Neither writing by Python nor that by safetensors or PyTorch leaves a part of it."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
@@ -135,6 +136,8 @@ def test_a_file_that_does_not_fit_is_told(small_network: nn.Module, tmp_path: Pa
             save_model(tmp_path / "a.safetensors", small_network, DESCRIPTION)
         with pytest.raises(UserError, match="cannot be written: File too large"):
             write_json(tmp_path / "a.json", "a" * 2000)
+        with pytest.raises(UserError, match=r"last\.ckpt cannot be written: File too large"):
+            RunFolder(tmp_path).write_state({"weights": torch.zeros(2000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not [*tmp_path.iterdir()]
