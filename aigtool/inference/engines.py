@@ -16,6 +16,7 @@ from aigtool.errors import UserError
 from aigtool.flops import count_flops
 from aigtool.inference.exported import import_onnxruntime, open_session
 from aigtool.inference.exporting import check_policy, export_onnx
+from aigtool.inference.launching import Launches
 from aigtool.inference.serving import serve
 from aigtool.inference.skipping import SkippingBlock
 from aigtool.models.description import PixelNetwork
@@ -58,6 +59,8 @@ class TorchEngine:
         self.device = device
         self.pixelled = PixelNetwork(network, model.description.input).to(device, dtype).eval()
         self.run: Callable[[Tensor], Any] = self.pixelled
+        if name == "skip" and not self.gates:
+            self.run = _LaunchedWhole(self.pixelled)
         if name == "compile":
             _compile_residuals(network)
             self.run = torch.compile(self.pixelled)
@@ -89,6 +92,24 @@ class TorchEngine:
             torch.stack([made[name].scale > 0 for name in names], dim=1).cpu().numpy()
         )
         return executed
+
+
+class _LaunchedWhole:
+    """A network without gates, which a GPU can run as one CUDA graph."""
+
+    def __init__(self, network: PixelNetwork) -> None:
+        self.network, self.launches = network, Launches()
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Run it on a batch; the next call may write over what it returns."""
+        if not self.launches.takes(self, pixels):
+            logits: Tensor = self.network(pixels)
+            return logits
+        (logits,) = self.launches.run(self, self._compute, 0, (0,), pixels)
+        return logits
+
+    def _compute(self, _variant: int, pixels: Tensor) -> tuple[Tensor]:
+        return (self.network(pixels),)
 
 
 def _compile_residuals(network: nn.Module) -> None:

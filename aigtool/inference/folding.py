@@ -11,6 +11,7 @@ from torch.nn.utils import skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from aigtool.gates import Decision, Gate, no_autocast, pooled
+from aigtool.inference.launching import Launches
 
 _HALF = (torch.float16, torch.bfloat16)
 """Types in which a sum over positions is soon too large."""
@@ -50,6 +51,7 @@ class FoldedGate(Gate):
 
     Args:
         gate: In evaluation mode; it is left as it is.
+        launches: What its network has recorded for a GPU.
 
     Example:
         >>> gate, x = Gate(8).eval(), torch.randn(2, 8, 3, 3)
@@ -57,9 +59,10 @@ class FoldedGate(Gate):
         True
     """
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, launches: Launches | None = None) -> None:
         nn.Module.__init__(self)  # Gate's draws weights, which no copy needs.
         vars(self).update(vars(copy.deepcopy(gate)))
+        self.launches = launches or Launches()
         self.fc1 = fuse_linear_bn_eval(gate.fc1, gate.norm)
         self.norm = cast(nn.BatchNorm1d, nn.Identity())
         weight = gate.fc2.weight
@@ -77,10 +80,21 @@ class FoldedGate(Gate):
 
     def forward(self, x: Tensor) -> Decision:
         """Decide for a batch of block inputs, ``(N, C, H, W)``."""
-        if self.policy != "argmax" or len(x) > FEW or torch.is_grad_enabled():
+        if self.policy != "argmax" or torch.is_grad_enabled():
+            return super().forward(x)
+        if self.launches.holds(x):
+            scale, logit = self.launches.run(self, self._decide, 0, (0,), x, self.threshold)
+            if self._forward_hooks:  # Who watches may keep what the next launch writes over.
+                scale, logit = scale.clone(), logit.clone()
+            return Decision(scale, logit, "chosen")
+        if len(x) > FEW:
             return super().forward(x)
         executed, logits = self.few(x)
         return Decision(x.new_tensor(executed), torch.tensor(logits, device=x.device), "chosen")
+
+    def _decide(self, _variant: int, x: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        logit = self.logit(x)
+        return (logit > threshold).to(x.dtype), logit
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FoldedGate":
         """Move or convert it, as ``nn.Module`` does."""
@@ -89,7 +103,8 @@ class FoldedGate(Gate):
         return self
 
     def _remember(self) -> None:
-        """Keep all but the first layer's weight as numbers, for few images."""
+        """Keep all but the first layer's weight as numbers, for few images; record anew."""
+        self.launches.forget()
         self._first_bias: list[float] = self.fc1.bias.tolist()
         self._last_weight: list[float] = self.fc2.weight[0].tolist()
         self._last_bias: float = self.fc2.bias.item()

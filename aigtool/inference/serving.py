@@ -10,6 +10,7 @@ from aigtool.conversion import named_gates
 from aigtool.device import to_channels_last
 from aigtool.errors import UserError
 from aigtool.inference.folding import FoldedGate, fold_norms
+from aigtool.inference.launching import Launches
 from aigtool.inference.packing import pack_convolutions
 from aigtool.inference.reading import read
 from aigtool.inference.skipping import SkippingBlock
@@ -51,14 +52,19 @@ def serve(network: Network, input_size: tuple[int, int, int] = (3, 224, 224)) ->
     found = read(served, input_size)
     fold_norms(served, found.norms)
     pack_convolutions(served)
+    launches = Launches()
     for name, gate in list(named_gates(served)):
-        served.set_submodule(f"{name}.gate", FoldedGate(gate))
+        served.set_submodule(f"{name}.gate", FoldedGate(gate, launches))
     blocks = {name: m for name, m in served.named_modules() if isinstance(m, GatedBlock)}
+    followed = {found.following[name] for name in found.overwritable if name in found.following}
     for name, block in blocks.items():
         before = blocks.get(found.following.get(name, ""))
         rectified = before is not None and before.ends_rectified()
-        served.set_submodule(
-            name,
-            SkippingBlock(block, overwrites=name in found.overwritable, rectified=rectified).eval(),
+        skipping = SkippingBlock(
+            block,
+            overwrites=name in found.overwritable,
+            rectified=rectified,
+            is_followed=name in followed,
         )
+        served.set_submodule(name, skipping.eval())
     return to_channels_last(served)

@@ -17,6 +17,8 @@ LARGE = 2**18
 """Bytes of an image's features from which it is computed where it lies, if they are wide."""
 WIDE = 512
 """Positions of features from which convolutions are as fast on few images as on many."""
+PARTS = 16
+"""Into how many parts a batch is cut at most where a block is recorded for any number of them."""
 CACHED = 2**21
 """Bytes of wide features to compute together, lest they leave the cache between two layers."""
 
@@ -33,15 +35,19 @@ class SkippingBlock(GatedBlock):
         block: The block, its gate folded; its layers are shared.
         overwrites: Whether nobody reads the block's input after it.
         rectified: Whether its input went through a ReLU.
+        is_followed: Whether a block, and nobody else, reads what it returns.
     """
 
     gate: FoldedGate
 
-    def __init__(self, block: GatedBlock, *, overwrites: bool, rectified: bool) -> None:
+    def __init__(
+        self, block: GatedBlock, *, overwrites: bool, rectified: bool, is_followed: bool = False
+    ) -> None:
         super().__init__(block, block.parts, block.gate)
         self.source = block.source
         self.overwrites = overwrites
         self.rectified = rectified
+        self.is_followed = is_followed
         self.rectifies = self.ends_rectified()
 
     def settles(self, shortcut: Tensor, x: Tensor) -> bool:
@@ -53,6 +59,8 @@ class SkippingBlock(GatedBlock):
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on ``(N, C, H, W)`` for the images that the gate chooses."""
         gate = self.gate
+        if gate.launches.takes(self, x):
+            return self._launch(x)
         is_watched = gate._forward_hooks or gate._forward_pre_hooks
         if len(x) > FEW or is_watched or gate.policy != "argmax" or torch.is_grad_enabled():
             return super().forward(x)
@@ -88,11 +96,60 @@ class SkippingBlock(GatedBlock):
                 put_images(joined, images, rows)
         return joined if settled else self._finished(joined)
 
+    def _launch(self, x: Tensor) -> Tensor:
+        """Run the block by way of what was recorded for a GPU.
+
+        The host is asked once, for how many images were chosen; which these are, the GPU knows.
+        """
+        launches, counts = self.gate.launches, launched_counts(len(x))
+        x = launches.settled(self, x)
+        decision: Decision = self.gate(x)
+        if decision.run == "scaled":
+            return super()._run(x, decision)
+        chosen = sum(scale != 0 for scale in decision.scale.tolist())
+        count = next(count for count in (0, *counts) if count >= chosen)
+        (output,) = launches.run(self, self._compute, count, counts, x, decision.scale)
+        return output if self.is_followed else output.clone()
+
+    def _compute(self, count: int, x: Tensor, scale: Tensor) -> tuple[Tensor]:
+        """Run the block on ``count`` images, the chosen ones first; to others nothing is added.
+
+        It may write over its input: that is a place, and what others read was copied there.
+        """
+        for_residual, for_shortcut = self.parts.head(self, x)
+        joined: Tensor = self.parts.shortcut(self, *for_shortcut)
+        settled = self.settles(joined, x)
+        if count:
+            rows, inputs, images = joined, for_residual, None
+            if count < len(x):
+                images = scale.argsort(descending=True, stable=True)[:count]
+                scale, rows = scale.index_select(0, images), take_images(joined, images)
+                inputs = tuple(take_images(value, images) for value in for_residual)
+            added: Tensor = self.parts.residual(self, *inputs)
+            is_skipped = scale.view(-1, *[1] * (added.ndim - 1)) == 0
+            rows.add_(added.masked_fill(is_skipped, 0))
+            if settled and self.rectifies:
+                rows.relu_()
+            if images is not None:
+                put_images(joined, images, rows)
+        return (joined if settled else self._finished(joined),)
+
     def _finished(self, joined: Tensor) -> Tensor:
         if self.parts.tail is None:
             return joined
         output: Tensor = joined.relu_() if self.rectifies else self.parts.tail(self, joined)
         return output
+
+
+def launched_counts(images: int) -> list[int]:
+    """Return for how many images at a time a block is recorded: a sixteenth of a batch, and so on.
+
+    Example:
+        >>> launched_counts(2), launched_counts(40)
+        ([1, 2], [3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 40])
+    """
+    step = -(-images // PARTS)
+    return [*range(step, images, step), images]
 
 
 def groups(
