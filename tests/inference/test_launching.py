@@ -32,6 +32,7 @@ from aigtool.models.description import Description, InputSpec, PixelNetwork
 from aigtool.models.files import Model
 from aigtool.models.zoo import create_network
 from tests.inference.test_serving import KEPT, Keeping, Shifted, Watched
+from tests.marks import but_slow
 from tests.proof import difference, enliven
 
 SIZE = (3, 16, 16)
@@ -105,10 +106,16 @@ def gated(network: nn.Module, size: tuple[int, int, int] = SIZE) -> nn.Module:
     return converted
 
 
-@pytest.fixture
-def network() -> nn.Module:
+@pytest.fixture(scope="module")
+def network_made_once() -> nn.Module:
     torch.manual_seed(0)
     return gated(create_network("cifar_resnet20"))
+
+
+@pytest.fixture
+def network(network_made_once: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return copy.deepcopy(network_made_once)
 
 
 def tell(network: nn.Module, pattern: Tensor) -> None:
@@ -213,38 +220,32 @@ def test_it_does_as_it_is_forced_to(network: nn.Module, recorder: Recorder) -> N
     assert recorder.launches >= 9 * 3
 
 
-def _shifted() -> nn.Module:
-    return Shifted(enliven(create_network("cifar_resnet32"), 32).layer1[:2])
+def _made(kind: str, name: str) -> tuple[nn.Module, tuple[int, int, int]]:
+    """A network, and the size of its input."""
+    if kind == "keeping":
+        return enliven(Keeping(name), 16), SIZE
+    if kind == "named":
+        return enliven(create_network(name), 32), (3, 32, 32)
+    layer = enliven(create_network("cifar_resnet32"), 32).layer1
+    return Watched(layer) if name == "watched" else Shifted(layer[:2]), (16, 8, 8)
 
 
-def _watched() -> nn.Module:
-    return Watched(enliven(create_network("cifar_resnet32"), 32).layer1)
+_SLOW = [("named", name) for name in ("resnet26", "seresnet18", "skresnet18")]
+_OTHERS = [
+    *(("keeping", way) for way in [*KEPT, "in a layout, and used"]),
+    *(("blocks", "watched"), ("blocks", "shifted")),
+    *(("named", "resnetv2_18"), ("named", "torchvision:resnet18"), *_SLOW),
+]
 
 
-@pytest.mark.parametrize(
-    ("make", "size"),
-    [
-        *(
-            (lambda way=way: enliven(Keeping(way), 16), SIZE)
-            for way in [*KEPT, "in a layout, and used"]
-        ),
-        (_watched, (16, 8, 8)),
-        (_shifted, (16, 8, 8)),
-        *(
-            (lambda name=name: enliven(create_network(name), 32), (3, 32, 32))
-            for name in ("resnet26", "resnetv2_18", "seresnet18", "torchvision:resnet18")
-        ),
-    ],
-)
+@pytest.mark.parametrize("made", but_slow(_OTHERS, _SLOW), ids=" ".join)
 @pytest.mark.usefixtures("recorder")
-def test_others_find_what_they_read(
-    make: Callable[[], nn.Module], size: tuple[int, int, int]
-) -> None:
+def test_others_find_what_they_read(made: tuple[str, str]) -> None:
     """Features that are kept, returned, changed in place, or normalised before a block."""
     torch.manual_seed(0)
     with torch.inference_mode(False):
-        network = make()
-        network = convert(make(), input_size=size).eval().double()
+        network, size = _made(*made)
+        convert(network.eval().double(), input_size=size)
         served = serve(network, size)
     gates = len(list(named_gates(network)))
     returned = []
