@@ -25,6 +25,9 @@ from rich.text import Text
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+_LEAST_TEXT = 12
+"""Letters of text that a table leaves on a line."""
+
 LOG_SECONDS = 15.0
 """In a log, a line of progress at most this often."""
 
@@ -73,22 +76,32 @@ def _plain(value: Any) -> Any:
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1
 ) -> None:
-    """Print a table on stdout: the first ``text_columns`` to the left, figures to the right."""
+    """Print a table on stdout: the first ``text_columns`` to the left, figures to the right.
+
+    Text is folded where it is too wide. Figures are not: rather than that, rows are wider than the
+    terminal.
+    """
     _print_title(title)
     table = Table(box=None, pad_edge=False)
+    gap, least = 2, 0
     for number, column in enumerate(columns):
         left = number < text_columns
         widest = max((len(row[number]) for row in rows), default=0)
+        words = column.split() if left else column.split("\n")
+        narrowest = max(min(widest, _LEAST_TEXT) if left else widest, *map(len, ("", *words)))
+        least += narrowest + gap * (number > 0)
         table.add_column(
             column,
             justify="left" if left else "right",
             overflow="fold",
-            min_width=min(widest, 12) if left else None,
+            no_wrap=not left,
+            min_width=narrowest,
             header_style="dim",
         )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    out.print(table)
+    console = out if least <= out.width else Console(highlight=False, width=least)
+    console.print(table)
 
 
 def print_rows(columns: Mapping[str, int], rows: Iterable[Sequence[str]]) -> None:

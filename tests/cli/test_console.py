@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from aigtool.cli import console
-from aigtool.cli.console import LOG_SECONDS, progress
+from aigtool.cli.console import LOG_SECONDS, print_table, progress
 
 
 class Clock:
@@ -42,3 +42,20 @@ def test_the_rate_is_of_what_is_done_now_and_not_of_what_a_resumed_run_did_befor
             clock.now += LOG_SECONDS
             advance(150)
     assert ("9300/10000 10 images/s" if terminal else "9300 of 10000 images, 10/s") in plain(shown)
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_figures_and_headings_stay_whole_however_narrow_it_is(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("aigtool.cli.console.out", Console(highlight=False, width=width))
+    rows = [["(in no residual block)", "0.00048", "1,106"], ["layer1.0", "12.34567", "338"]]
+    print_table("", ["engine", "GFLOPs\nof dense", "gate\nparameters"], rows)
+    lines = capsys.readouterr().out.splitlines()
+    cells = [line.split() for line in lines]
+    assert {"0.00048", "12.34567", "1,106", "338", "parameters"} <= {
+        w for line in cells for w in line
+    }
+    assert cells[1][0] == "engine"
+    assert max(map(len, lines)) <= max(width, 12 + 2 + 8 + 2 + 10)
+    assert "residual" in " ".join(lines)
