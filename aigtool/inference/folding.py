@@ -63,6 +63,7 @@ class FoldedGate(Gate):
         nn.Module.__init__(self)  # Gate's draws weights, which no copy needs.
         vars(self).update(vars(copy.deepcopy(gate)))
         self.launches = launches or Launches()
+        self._owner = object()
         self.fc1 = fuse_linear_bn_eval(gate.fc1, gate.norm)
         self.norm = cast(nn.BatchNorm1d, nn.Identity())
         weight = gate.fc2.weight
@@ -82,8 +83,9 @@ class FoldedGate(Gate):
         """Decide for a batch of block inputs, ``(N, C, H, W)``."""
         if self.policy != "argmax" or torch.is_grad_enabled():
             return super().forward(x)
-        if self.launches.holds(x):
-            scale, logit = self.launches.run(self, self._decide, 0, (0,), x, self.threshold)
+        if (desk := self.launches.desk_of(x)) is not None:
+            threshold = self.threshold.to(x.device)
+            scale, logit = desk.run(self._owner, self._decide, 0, (0,), x, threshold)
             if self._forward_hooks:  # Who watches may keep what the next launch writes over.
                 scale, logit = scale.clone(), logit.clone()
             return Decision(scale, logit, "chosen")

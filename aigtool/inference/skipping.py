@@ -5,10 +5,12 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from aigtool.blocks import GatedBlock
 from aigtool.gates import Decision
 from aigtool.inference.folding import FEW, FoldedGate
+from aigtool.inference.launching import Desk
 from aigtool.picking import put_images, take_images
 
 NEIGHBOURS = 4
@@ -49,6 +51,8 @@ class SkippingBlock(GatedBlock):
         self.rectified = rectified
         self.is_followed = is_followed
         self.rectifies = self.ends_rectified()
+        self._owner = object()
+        self._hooks = (-1, False)
 
     def settles(self, shortcut: Tensor, x: Tensor) -> bool:
         """Whether an image that skips the block leaves it as it was: its tail changes nothing."""
@@ -59,8 +63,9 @@ class SkippingBlock(GatedBlock):
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on ``(N, C, H, W)`` for the images that the gate chooses."""
         gate = self.gate
-        if gate.launches.takes(self, x):
-            return self._launch(x)
+        desk = gate.launches.desk(self._owner, x)
+        if desk is not None and not self._is_watched_within():
+            return self._launch(desk, x)
         is_watched = gate._forward_hooks or gate._forward_pre_hooks
         if len(x) > FEW or is_watched or gate.policy != "argmax" or torch.is_grad_enabled():
             return super().forward(x)
@@ -96,19 +101,30 @@ class SkippingBlock(GatedBlock):
                 put_images(joined, images, rows)
         return joined if settled else self._finished(joined)
 
-    def _launch(self, x: Tensor) -> Tensor:
+    def _is_watched_within(self) -> bool:
+        """Whether a hook is on one of its layers; looked up anew if one was made anywhere."""
+        made, found = self._hooks
+        if found or made != RemovableHandle.next_id:
+            layers = (layer for layer in self.modules() if layer not in (self, self.gate))
+            found = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+            self._hooks = RemovableHandle.next_id, found
+        return found
+
+    def _launch(self, desk: Desk, x: Tensor) -> Tensor:
         """Run the block by way of what was recorded for a GPU.
 
         The host is asked once, for how many images were chosen; which these are, the GPU knows.
         """
-        launches, counts = self.gate.launches, launched_counts(len(x))
-        x = launches.settled(self, x)
+        x = desk.settled((self._owner, 0), x)
         decision: Decision = self.gate(x)
         if decision.run == "scaled":
-            return super()._run(x, decision)
-        chosen = sum(scale != 0 for scale in decision.scale.tolist())
+            return self._run(x, decision)
+        chosen = len(x) * (decision.run == "all")
+        if decision.run == "chosen":
+            chosen = sum(scale != 0 for scale in decision.scale.tolist())
+        counts = launched_counts(len(x))
         count = next(count for count in (0, *counts) if count >= chosen)
-        (output,) = launches.run(self, self._compute, count, counts, x, decision.scale)
+        (output,) = desk.run(self._owner, self._compute, count, counts, x, decision.scale)
         return output if self.is_followed else output.clone()
 
     def _compute(self, count: int, x: Tensor, scale: Tensor) -> tuple[Tensor]:
@@ -124,10 +140,13 @@ class SkippingBlock(GatedBlock):
             if count < len(x):
                 images = scale.argsort(descending=True, stable=True)[:count]
                 scale, rows = scale.index_select(0, images), take_images(joined, images)
-                inputs = tuple(take_images(value, images) for value in for_residual)
+                inputs = tuple(
+                    rows if value is joined else take_images(value, images)
+                    for value in for_residual
+                )
             added: Tensor = self.parts.residual(self, *inputs)
             is_skipped = scale.view(-1, *[1] * (added.ndim - 1)) == 0
-            rows.add_(added.masked_fill(is_skipped, 0))
+            rows.add_(added.masked_fill_(is_skipped, 0))
             if settled and self.rectifies:
                 rows.relu_()
             if images is not None:
