@@ -115,8 +115,14 @@ def prove(name: str, size: int | None = None, **options: Any) -> Proof:
     )
 
 
-WAYS = ({"WIDE": 0, "LARGE": 0}, {"WIDE": 2**40}, {"WIDE": 0, "LARGE": 2**40, "CACHED": 2**13})
-"""Limits under which images are computed where they lie, gathered, and gathered in chunks."""
+WAYS = (
+    {"WIDE": 0, "LARGE": 0},
+    {"WIDE": 2**40},
+    {"WIDE": 2**40, "HEAVY": 0},
+    {"WIDE": 0, "LARGE": 2**40, "CACHED": 2**13},
+)
+"""Limits under which images are computed where they lie, gathered and put back or added where they
+lie, and gathered in chunks."""
 
 
 def _served(network: nn.Module, x: Tensor, pattern: dict[str, Tensor]) -> Iterator[float]:

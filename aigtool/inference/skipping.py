@@ -17,6 +17,8 @@ NEIGHBOURS = 4
 """Most images that are computed together where they lie."""
 LARGE = 2**18
 """Bytes of an image's features from which it is computed where it lies, if they are wide."""
+HEAVY = 2**17
+"""Bytes of an image's features from which they are gathered to be convolved, but not put back."""
 WIDE = 512
 """Positions of features from which convolutions are as fast on few images as on many."""
 PARTS = 16
@@ -28,10 +30,10 @@ CACHED = 2**21
 class SkippingBlock(GatedBlock):
     """A gated block of a network that is served: it copies as little as it can.
 
-    Large features are computed in runs of neighbours, as views; small ones are gathered, in chunks
-    that the cache holds where convolutions are as fast on few images. Where nobody else reads the
-    block's input, the results are written over it, and an image that skips a block is left as it
-    is.
+    Large features are computed in runs of neighbours, as views; smaller ones are gathered, in
+    chunks that the cache holds where convolutions are as fast on few images. Where nobody else
+    reads the block's input, results are written over it, and an image that skips a block is left as
+    it is.
 
     Args:
         block: The block, its gate folded; its layers are shared.
@@ -89,16 +91,21 @@ class SkippingBlock(GatedBlock):
         if not self.overwrites and _share_memory(joined, x):
             joined = joined.clone()
         size, positions = x.shape[1:].numel() * x.element_size(), x.shape[2:].numel()
+        add = _add_rectified if settled and self.rectifies else Tensor.add_
+        are_put_back = size < HEAVY or x.device.type != "cpu"
         for images in groups(executed, size, positions, x.device):
-            rows = _picked(joined, images)
-            inputs = (rows if value is joined else _picked(value, images) for value in for_residual)
-            added = self.parts.residual(self, *inputs)
-            if settled and self.rectifies:
-                _add_rectified(rows, added)
+            if isinstance(images, slice) or are_put_back:
+                rows = _picked(joined, images)
+                inputs = (rows if one is joined else _picked(one, images) for one in for_residual)
+                add(rows, self.parts.residual(self, *inputs))
+                if not isinstance(images, slice):
+                    put_images(joined, images, rows)
             else:
-                rows.add_(added)
-            if not isinstance(images, slice):
-                put_images(joined, images, rows)
+                added = self.parts.residual(
+                    self, *(take_images(one, images) for one in for_residual)
+                )
+                for lying, gathered in neighbours(images.tolist()):
+                    add(joined[lying], added[gathered])
         return joined if settled else self._finished(joined)
 
     def _is_watched_within(self) -> bool:
@@ -200,6 +207,18 @@ def groups(
     chosen = [number for number, runs in enumerate(executed) if runs]
     for first in range(0, len(chosen), together):
         yield torch.tensor(chosen[first : first + together], device=device)
+
+
+def neighbours(images: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    """Yield runs of neighbours, as slices of the batch and of the images that were gathered.
+
+    Example:
+        >>> list(neighbours([0, 1, 5]))
+        [(slice(0, 2, None), slice(0, 2, None)), (slice(5, 6, None), slice(2, 3, None))]
+    """
+    for _, run in groupby(enumerate(images), lambda pair: pair[1] - pair[0]):
+        places, numbers = zip(*run, strict=True)
+        yield slice(numbers[0], numbers[-1] + 1), slice(places[0], places[-1] + 1)
 
 
 def _runs(executed: Sequence[bool], most: int) -> Iterator[slice]:
