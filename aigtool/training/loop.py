@@ -111,11 +111,6 @@ def complete(
         )
     gates = [gate for _, gate in named_gates(model.network)]
     are_fresh = bool(gates) and all(gate.is_fresh for gate in gates)
-    if config.gate_start == "pattern" and gates and not are_fresh:
-        raise UserError(
-            "gate start pattern: the network's gates were trained, or given thresholds; expected "
-            "new ones, as convert makes them, or gate start given"
-        )
     # The loss of a new classifier tells nothing of blocks.
     can_spare = are_fresh and not model.description.new_classifier
     return config.completed(can_distill, is_trained(model.network), bool(places), can_spare)
@@ -138,13 +133,15 @@ def check_options(model: Model, config: FinetuneConfig, teacher: Model | None = 
         teacher: As for ``finetune``.
 
     Raises:
-        UserError: ``finetune`` would refuse them.
+        UserError: ``finetune`` would refuse them in a new run.
     """
     config = complete(config, model, teacher, places_of(model, teacher))
     flops = count_flops(model.network, model.description.input.size)
     if flops.gated_blocks:
         config.budget.check(flops)
         _parsed_targets(config, len(flops.gated_blocks))
+        if config.gate_start == "pattern":
+            _check_fresh(model)
     make_optimizer(model.network, config, steps=1)
 
 
@@ -264,7 +261,16 @@ def _start_at_pattern(
     on_skip: Callable[[str], None],
 ) -> None:
     """Let gates begin by skipping the blocks that can best be done without."""
+    _check_fresh(model)
     start_without(model.network, skip_least(model, val, flops, budget, on_skip))
+
+
+def _check_fresh(model: Model) -> None:
+    if not all(gate.is_fresh for _, gate in named_gates(model.network)):
+        raise UserError(
+            "gate start pattern: the network's gates were trained, or given thresholds; expected "
+            "new ones, as convert makes them, or gate start given"
+        )
 
 
 def _take_up(

@@ -15,6 +15,8 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -427,7 +429,7 @@ def test_neither_a_gradient_nor_autocast_is_recorded(
         assert served(torch.empty(0, *SIZE)).shape == (0, 10)
 
 
-@pytest.mark.parametrize("images", range(1, 70))
+@given(st.integers(1, 1000))
 def test_a_batch_is_cut_into_few_parts(images: int) -> None:
     counts = launched_counts(images)
     assert counts == sorted({*counts})
