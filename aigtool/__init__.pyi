@@ -23,6 +23,7 @@ from .blocks import split as split
 from .budget import Budget as Budget
 from .calibration import Calibration as Calibration
 from .calibration import calibrate as calibrate
+from .calibration import calibrate_each as calibrate_each
 from .conversion import (
     convert as convert,
 )

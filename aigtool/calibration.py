@@ -166,6 +166,22 @@ def calibrate_each(
 
     Returns:
         The shifts; what is spent is the mean rate over gates.
+
+    Raises:
+        ValueError: There are not as many rates as gates.
+
+    Example:
+        >>> from torchvision.transforms.functional import to_tensor
+        >>> from aigtool.conversion import convert
+        >>> from aigtool.data.images import open_images
+        >>> from aigtool.models.description import InputSpec
+        >>> from aigtool.models.zoo import create_network
+        >>> network = convert(create_network("cifar_resnet20"))
+        >>> images = open_images("digits", "val", to_tensor).limited(20)
+        >>> pixels = PixelNetwork(network, InputSpec.of(network))
+        >>> found = calibrate_each(pixels, images, [1.0] * 8 + [0.5])
+        >>> round(found.before, 2), 8 / 9 <= found.spent <= 8.5 / 9
+        (1.0, True)
     """
     thresholds = _Thresholds(
         network, partial(load_batches, images, batch_size=batch_size, workers=workers)

@@ -117,8 +117,8 @@ def finetune(
         _check_apart(folder, model, dense)
     with status("loading the network"):
         from aigtool.cli.preparing import prepare, tell_before
-        from aigtool.training.loop import check_options
         from aigtool.training.loop import finetune as finetune_network
+        from aigtool.training.options import check_options
         from aigtool.training.run_folder import RunFolder
 
         prepared = prepare(settings, augmentation)

@@ -118,7 +118,7 @@ def sweep(
         from aigtool.cli.opening import collect, open_for, ready_to_serve
         from aigtool.cli.preparing import prepare, tell_before
         from aigtool.models.files import check_comparable, load_model
-        from aigtool.training.loop import check_options
+        from aigtool.training.options import check_options
         from aigtool.training.sweep import (
             GATED,
             Point,

@@ -14,7 +14,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from timm.utils import random_seed
-from torch import Tensor, nn
+from torch import Tensor
 
 from aigtool.budget import Budget
 from aigtool.calibration import calibrate, calibrate_each, kept_thresholds
@@ -32,16 +32,14 @@ from aigtool.flops import NetworkFlops, count_flops
 from aigtool.models.description import Description, PixelNetwork
 from aigtool.models.files import Model, check_comparable, save_model
 from aigtool.modes import in_mode
-from aigtool.selection import parse_targets
 from aigtool.trace import collect_trace
 from aigtool.training.baseline import dropping_blocks
-from aigtool.training.config import TARGET_RATE, FinetuneConfig
-from aigtool.training.hints import shared_places, stage_ends
+from aigtool.training.config import FinetuneConfig
 from aigtool.training.objective import Objective
-from aigtool.training.optimization import make_optimizer
+from aigtool.training.options import check_fresh, complete, places_of, set_targets
 from aigtool.training.pattern import skip_least, start_without
 from aigtool.training.run_folder import RunFolder
-from aigtool.training.trainer import Networks, StepReport, Trainer, is_trained
+from aigtool.training.trainer import Networks, StepReport, Trainer
 
 CALIBRATION_IMAGES = 2000
 """Each epoch's thresholds are set on at most so many validation images."""
@@ -80,69 +78,6 @@ class Callbacks:
     on_skip: Callable[[str], None] = _unheard
     on_step: Callable[[StepReport], None] = _unheard
     on_epoch: Callable[[dict[str, Any]], None] = _unheard
-
-
-def complete(
-    config: FinetuneConfig, model: Model, teacher: Model | None, places: Sequence[str]
-) -> FinetuneConfig:
-    """Return options with what holds for this network where nothing is given.
-
-    Args:
-        config: As given.
-        model: To be trained.
-        teacher: To learn from, if not the network before gating.
-        places: ``places_of`` them.
-    """
-    own = [gate.target for _, gate in named_gates(model.network)]
-    if config.is_per_layer and config.targets is None and own and None not in own:
-        if config.target_rate is not None:
-            raise UserError(
-                f"target rate {config.target_rate:g} with target per-layer: every gate of the "
-                "network has a target of its own, which convert --targets gave it; leave the rate "
-                "out, or give targets"
-            )
-    elif config.target_rate is None and config.target_flops is None and config.targets is None:
-        config = replace(config, target_rate=TARGET_RATE)
-    can_distill = teacher is not None or not model.description.new_classifier
-    if config.hints and not places:
-        raise UserError(
-            f"hints {config.hints:g}: the network to learn from has other stages, or none; "
-            "expected the network before gating, or hints 0"
-        )
-    gates = [gate for _, gate in named_gates(model.network)]
-    are_fresh = bool(gates) and all(gate.is_fresh for gate in gates)
-    # The loss of a new classifier tells nothing of blocks.
-    can_spare = are_fresh and not model.description.new_classifier
-    return config.completed(can_distill, is_trained(model.network), bool(places), can_spare)
-
-
-def places_of(model: Model, teacher: Model | None) -> list[str]:
-    """Return where the network and what it learns from have the same features."""
-    size = model.description.input.size
-    if teacher is None:
-        return stage_ends(model.network, size)
-    return shared_places(model.network, teacher.network, size)
-
-
-def check_options(model: Model, config: FinetuneConfig, teacher: Model | None = None) -> None:
-    """Refuse options that a network cannot be trained with, before any image is read.
-
-    Args:
-        model: As for ``finetune``; left as it is.
-        config: As given.
-        teacher: As for ``finetune``.
-
-    Raises:
-        UserError: ``finetune`` would refuse them in a new run.
-    """
-    config = complete(config, model, teacher, places_of(model, teacher))
-    flops = count_flops(model.network, model.description.input.size)
-    if flops.gated_blocks:
-        config.budget.check(flops)
-        _parsed_targets(config, len(flops.gated_blocks))
-        if config.gate_start == "pattern":
-            _check_fresh(model)
-    make_optimizer(model.network, config, steps=1)
 
 
 def finetune(
@@ -261,16 +196,8 @@ def _start_at_pattern(
     on_skip: Callable[[str], None],
 ) -> None:
     """Let gates begin by skipping the blocks that can best be done without."""
-    _check_fresh(model)
+    check_fresh(model)
     start_without(model.network, skip_least(model, val, flops, budget, on_skip))
-
-
-def _check_fresh(model: Model) -> None:
-    if not all(gate.is_fresh for _, gate in named_gates(model.network)):
-        raise UserError(
-            "gate start pattern: the network's gates were trained, or given thresholds; expected "
-            "new ones, as convert makes them, or gate start given"
-        )
 
 
 def _take_up(
@@ -357,7 +284,7 @@ def _networks(
     flops = count_flops(trained, description.input.size)
     if flops.gated_blocks:
         config.budget.check(flops)
-        _set_targets(trained, config)
+        set_targets(trained, config)
         for _, gate in named_gates(trained):
             gate.absorb_threshold()
         set_policy(trained, "argmax")
@@ -375,28 +302,6 @@ def _networks(
     frozen = teacher.eval().requires_grad_(False)
     shared = [f"network.{name}" for name in places]
     return Networks(trained, kept, frozen, description.num_classes, shared), flops
-
-
-def _set_targets(network: nn.Module, config: FinetuneConfig) -> None:
-    """Give each gate the target of its own that the options name; none, if they name none."""
-    gates = dict(named_gates(network))
-    if not config.is_per_layer:
-        for gate in gates.values():
-            gate.target = None
-    if targets := _parsed_targets(config, len(gates)):
-        for gate, target in zip(gates.values(), targets, strict=True):
-            gate.target = target
-
-
-def _parsed_targets(config: FinetuneConfig, gates: int) -> list[float]:
-    if config.targets is None:
-        return []
-    targets = parse_targets(config.targets)
-    if len(targets) != gates:
-        raise UserError(
-            f"targets given: {len(targets)}; gates: {gates}; expected one a gate, in order"
-        )
-    return targets
 
 
 def _images(counts: dict[str, int]) -> str:

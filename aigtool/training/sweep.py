@@ -20,7 +20,8 @@ from aigtool.models.files import Model
 from aigtool.output import records, replacing, write_json
 from aigtool.trace import ExecutionTrace
 from aigtool.training.config import FinetuneConfig
-from aigtool.training.loop import Callbacks, complete, finetune, places_of
+from aigtool.training.loop import Callbacks, finetune
+from aigtool.training.options import complete, places_of
 from aigtool.training.run_folder import RunFolder
 
 GATED = "gated"

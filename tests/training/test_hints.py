@@ -17,8 +17,9 @@ from aigtool.models.files import Model
 from aigtool.models.zoo import create_network
 from aigtool.training.config import FinetuneConfig
 from aigtool.training.hints import recorded_features, shared_places, stage_ends
-from aigtool.training.loop import complete, finetune, places_of
+from aigtool.training.loop import finetune
 from aigtool.training.objective import Objective
+from aigtool.training.options import complete, places_of
 
 
 @pytest.mark.parametrize(
