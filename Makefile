@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py $(wildcard aigtool/inference/*.c)
 export HF_HUB_OFFLINE := 1
 
 # $(call install,requirement): through uv where it can be had, else through pip. Both leave byte code,
@@ -25,11 +26,11 @@ $(BIN)/python:
 	  || { echo "error: $(PYTHON) is older than 3.10; name a newer one: make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
+$(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	$(call install,.)
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-dev: $(SOURCES) | $(BIN)/python
 	$(call install,.[dev])
 	@touch $@ $(VENV)/.installed
 

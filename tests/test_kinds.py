@@ -49,12 +49,33 @@ SLOW = (
 )
 """They take long, and the class of their blocks is among the others."""
 
+SHALLOW: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("legacy_seresnet50", "res2net50d", "resnet50_gn"), (2, 1, 1, 1)),
+    **dict.fromkeys(("resnetv2_50d_evos", "skresnet50d"), (2, 1, 1, 1)),
+    "tresnet_m": (2, 2, 2, 2),
+}
+"""Depths of stages at which deep ones have every kind that they have."""
 
-@pytest.mark.parametrize("name", but_slow(NETWORKS, SLOW))
+
+@pytest.mark.parametrize("name", but_slow([name for name in NETWORKS if name not in SHALLOW], SLOW))
 def test_a_network_of_each_kind_converts_exactly(name: str) -> None:
     proof = prove(name)
     assert proof.holds, proof
     assert proof.gates == count_blocks_in_source(name)
+
+
+@pytest.mark.parametrize(("name", "layers"), SHALLOW.items())
+def test_a_shallow_network_of_each_kind_does(name: str, layers: tuple[int, ...]) -> None:
+    proof = prove(name, layers=layers)
+    assert proof.holds, proof
+    assert proof.gates == sum(layers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHALLOW)
+def test_it_has_the_kinds_of_the_deep_one(name: str) -> None:
+    shallow = create_network(name, options={"layers": SHALLOW[name]})
+    assert kinds_of(shallow) == kinds_of(create_network(name))
 
 
 @pytest.mark.parametrize("name", but_slow(BESIDES, SLOW))

@@ -126,6 +126,9 @@ def breaks(network: nn.Module, images: Tensor) -> int:
     return int(torch._dynamo.explain(network)(images).graph_break_count)
 
 
+@pytest.mark.parametrize(
+    "pair", but_slow(NETWORKS, {*NETWORKS} - {"torchvision:resnet18"}), indirect=True
+)
 def test_compiling_for_training_breaks_no_more_graphs(
     pair: tuple[nn.Module, nn.Module], images: Tensor
 ) -> None:

@@ -150,6 +150,7 @@ def bench(
         from aigtool.device import find_device
         from aigtool.inference.benchmark import Setting, measure_all
         from aigtool.inference.engines import ENGINES
+        from aigtool.inference.folding import has_native
         from aigtool.output import check_output
 
         if out is not None:
@@ -157,6 +158,11 @@ def bench(
         engines = parse_names("engine", engine, ENGINES)
         counts = parse_counts("threads", threads or str(torch.get_num_threads()))
         where = find_device(device)
+        if not has_native() and where.type == "cpu" and "skip" in engines:
+            warn(
+                "gates take longer than they need to: there was no C compiler, or none of Python's "
+                "headers, when aigtool was installed; install it again with them"
+            )
         loaded = _open(model, has_data=data is not None, seed=seed)
         images = None
         if data is not None:

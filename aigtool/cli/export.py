@@ -132,7 +132,7 @@ def export(
             checked_on = f"{images.name} {images.split}".strip() + f", {len(images)} images"
     with status("exporting"):
         write = {"onnx": _onnx, "torch": _program}[format_]
-        exported, run = write(loaded, count_flops(loaded.network, size))
+        exported, run = write(loaded, count_flops(loaded.network, size), check)
     result: dict[str, Any] = {
         "out": str(target),
         "format": format_,
@@ -177,16 +177,22 @@ def _must_hold(found: "Check", checked_on: str) -> None:
         raise RuntimeError(f"the exported network is not the same on {checked_on}: {found}")
 
 
-def _onnx(model: "Model", flops: "NetworkFlops") -> tuple[bytes, "Callable[[], Answering]"]:
+def _onnx(
+    model: "Model", flops: "NetworkFlops", runs: bool
+) -> tuple[bytes, "Callable[[], Answering]"]:
     """Return an ONNX file, and what runs it."""
-    from aigtool.inference.exported import ExportedNetwork
+    from aigtool.inference.exported import ExportedNetwork, import_onnxruntime
     from aigtool.inference.exporting import export_onnx
 
+    if runs:
+        import_onnxruntime()  # Where it is missing, that is told before what takes long.
     data = export_onnx(model, flops).SerializeToString()
     return data, lambda: ExportedNetwork(data)
 
 
-def _program(model: "Model", flops: "NetworkFlops") -> tuple[bytes, "Callable[[], Answering]"]:
+def _program(
+    model: "Model", flops: "NetworkFlops", _runs: bool
+) -> tuple[bytes, "Callable[[], Answering]"]:
     """Return a program's file, and what runs it."""
     from aigtool.inference.programs import ProgramNetwork, export_program, saved
 

@@ -13,6 +13,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from aigtool.gates import Decision, Gate, no_autocast, pooled
 from aigtool.inference.launching import Launches
 
+try:
+    from aigtool.inference import native
+except ImportError:  # There was no compiler when it was installed.
+    native = None  # type: ignore[assignment]
+
 _HALF = (torch.float16, torch.bfloat16)
 """Types in which a sum over positions is soon too large."""
 
@@ -43,11 +48,17 @@ FEW = 4
 longer to begin than to do, the more so as convolutions have driven its code out of the cache."""
 
 
+def has_native() -> bool:
+    """Tell whether gates are computed in C, which is compiled when aigtool is installed."""
+    return native is not None
+
+
 class FoldedGate(Gate):
     """A gate of the same logits, but for rounding, in fewer operations.
 
     Its batch norm lies in its first layer, and its last layer computes one number, the difference
-    of the two logits; for few images in Python. Weights stay what they are.
+    of the two logits; for few images on a CPU these are computed in one go, where
+    ``native.c`` was compiled, else in Python. Weights stay what they are.
 
     Args:
         gate: In evaluation mode; it is left as it is.
@@ -105,14 +116,41 @@ class FoldedGate(Gate):
         return self
 
     def _remember(self) -> None:
-        """Keep all but the first layer's weight as numbers, for few images; record anew."""
+        """Keep weights as few images take them; record anew."""
         self.launches.forget()
+        units = self.fc1.bias[:, None], self.fc2.weight.t(), self.fc1.weight
+        self._units = torch.cat(units, 1).float().numpy(force=True)
+        self._dtype = self.fc1.weight.dtype
         self._first_bias: list[float] = self.fc1.bias.tolist()
         self._last_weight: list[float] = self.fc2.weight[0].tolist()
         self._last_bias: float = self.fc2.bias.item()
 
     def few(self, x: Tensor) -> tuple[list[bool], list[float]]:
         """Return which of a few images execute, and their logits, by the policy ``argmax``."""
+        if self._is_native(x):
+            positions = x.shape[2] * x.shape[3]
+            logits = native.logits(x.data_ptr(), len(x), positions, self._units, self._last_bias)
+        else:
+            logits = self._python_logits(x)
+        thresholds = self.threshold.tolist()
+        if not isinstance(thresholds, list):
+            thresholds = [thresholds] * len(logits)
+        return [logit > least for logit, least in zip(logits, thresholds, strict=True)], logits
+
+    def _is_native(self, x: Tensor) -> bool:
+        """Whether ``native.c`` is there, and features lie in memory as it reads them."""
+        return (
+            native is not None
+            and x.dtype == self._dtype == torch.float32
+            and x.device.type == "cpu"
+            and x.is_contiguous(memory_format=torch.channels_last)
+            and x.shape[1] == self.channels
+            and x.numel() > 0
+            and type(x) is Tensor  # Others, of a tracer say, may lie nowhere.
+            and not torch.compiler.is_compiling()
+        )
+
+    def _python_logits(self, x: Tensor) -> list[float]:
         if x.dtype in _HALF:
             with no_autocast(x.device.type):
                 products = F.linear(pooled(x, self.fc1.weight.dtype), self.fc1.weight)
@@ -121,11 +159,7 @@ class FoldedGate(Gate):
             # A product of matrices takes longer to begin.
             products = (self.fc1.weight * x.sum(dim=(2, 3)).unsqueeze(1)).sum(2)
             share = 1 / (x.shape[2] * x.shape[3])
-        logits = [self._logit(of_image, share) for of_image in products.tolist()]
-        thresholds = self.threshold.tolist()
-        if not isinstance(thresholds, list):
-            thresholds = [thresholds] * len(logits)
-        return [logit > least for logit, least in zip(logits, thresholds, strict=True)], logits
+        return [self._logit(of_image, share) for of_image in products.tolist()]
 
     def _logit(self, products: list[float], share: float) -> float:
         logit = self._last_bias

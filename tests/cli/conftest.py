@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from aigtool.cli.main import run
 
@@ -39,3 +40,9 @@ def model_made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(model_made_once: Path, tmp_path: Path) -> Path:
     """A gated network's file."""
     return Path(shutil.copy(model_made_once, tmp_path))
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw figures but leave empty files of them, for tests of something else: it takes long."""
+    monkeypatch.setattr(Figure, "savefig", lambda _self, path, **_: Path(path).touch())

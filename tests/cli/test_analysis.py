@@ -23,6 +23,7 @@ def trace(aigtool: Command, model: Path, data: list[str], tmp_path: Path) -> Pat
     return path
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_trace_and_its_model_say_the_same(
     aigtool: Command, model: Path, trace: Path, data: list[str], tmp_path: Path
 ) -> None:
@@ -40,6 +41,7 @@ def test_a_trace_and_its_model_say_the_same(
         pd.testing.assert_frame_equal(first, second)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_images_that_are_gone_cost_a_trace_its_contact_sheet_alone(
     aigtool: Command, trace: Path, data: list[str], image_folder: Path, tmp_path: Path
 ) -> None:
@@ -63,6 +65,7 @@ def test_images_that_are_gone_cost_a_trace_its_contact_sheet_alone(
     assert "no contact sheet of images: data " in nowhere["contact_sheet"]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_trace_knows_where_its_images_are(aigtool: Command, trace: Path, tmp_path: Path) -> None:
     out = tmp_path / "analysis"
     aigtool("analyze", trace, "--format", "png,svg", "--out", out)

@@ -52,6 +52,7 @@ def test_everything_at_once(
     assert pgd in told["attacks"]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_what_an_earlier_run_left_is_deleted(
     aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_what_an_earlier_run_left_is_deleted(
     assert {*(tmp_path / "out" / "images").rglob("*.png")} == {*mine}
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_an_attack_by_l2_is_checked_by_l2(
     aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
 ) -> None:
@@ -83,6 +85,7 @@ def test_an_attack_by_l2_is_checked_by_l2(
     assert told["compute"] == []
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_noise_knows_of_no_defence(
     aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
 ) -> None:
@@ -92,6 +95,7 @@ def test_noise_knows_of_no_defence(
     assert {row["attacker"] for row in told["rows"]} == {None, "static"}
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_network_without_gates(
     aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
 ) -> None:
@@ -108,11 +112,12 @@ def test_a_network_without_gates(
     assert {path.name for path in folder.iterdir()} == names
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_saved_images_are_what_was_judged(
     aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     """Their folder is a data set: evaluated, as many are right; beside the clean, they pair."""
-    options = ["--attack", "fgsm,pgd", "--jpeg", "none", "--compute", "none", "--save-images"]
+    options = ["--attack", "pgd", "--jpeg", "none", "--compute", "none", "--save-images"]
     out = tmp_path / "out"
     told = aigtool(
         *("attack", model, "--data", image_folder, *QUICK, *options, "--out", out, "--json")
@@ -123,7 +128,7 @@ def test_saved_images_are_what_was_judged(
             folder = out / "images" / "gated" / f"{row['attack']}-straight-through" / "8of255"
             again = aigtool("evaluate", model, "--data", folder, "--workers", "0", "--json")
             assert (again["correct"], again["images"]) == (row["correct"], 12)
-    assert (out / "images" / "open" / "fgsm" / "8of255" / "red").is_dir()
+    assert (out / "images" / "open" / "pgd" / "8of255" / "red").is_dir()
     traces = {"clean": out / "images" / "clean", "attacked": folder}
     for name, images in traces.items():
         trace = ["--out", tmp_path / f"{name}.parquet"]
@@ -134,6 +139,7 @@ def test_saved_images_are_what_was_judged(
     assert beside["rows"][1]["gate_agreement"] is not None
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("target", but_slow(["red", "least-likely"], ["red"]))
 def test_a_target(
     target: str, aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
@@ -146,6 +152,7 @@ def test_a_target(
     assert all(row["hits"] <= row["aimed"] <= row["images"] for row in told["rows"])
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_only_clean_images(
     aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
 ) -> None:

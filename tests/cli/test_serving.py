@@ -180,8 +180,17 @@ def test_bench_writes_its_table_and_picture(aigtool: Command, model: Path, tmp_p
     assert wanted <= result["rows"][0].keys()
     assert len(pd.read_csv(tmp_path / "b" / "bench.csv")) == 4
     assert (tmp_path / "b" / "bench.png").stat().st_size > 10_000
-    shown = aigtool("bench", "cifar_resnet20", *options, "--engine", "skip").out
-    assert "threads 1, type float32" in shown.splitlines()[0]
+    shown = aigtool("bench", "cifar_resnet20", *options, "--engine", "skip")
+    assert "threads 1, type float32" in shown.out.splitlines()[0]
+
+
+def test_bench_tells_that_gates_were_not_compiled(
+    aigtool: Command, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aigtool.inference.folding.native", None)
+    options = ["--patterns", "1", "--rounds", "1", "--threads", "1"]
+    assert "no C compiler" in aigtool("bench", model, *options, "--engine", "skip").err
+    assert "no C compiler" not in aigtool("bench", model, *options, "--engine", "eager").err
 
 
 def test_an_interrupted_bench_tells_what_it_has_measured(

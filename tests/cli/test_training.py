@@ -23,11 +23,12 @@ from tests.training.small import FILES
 
 
 def finetuned(aigtool: Command, model: Path, images: Path, out: Path) -> dict[str, Any]:
-    options = ["--epochs", "2", "--batch-size", "8", "--workers", "0", "--json"]
+    options = ["--epochs", "1", "--batch-size", "8", "--workers", "0", "--json"]
     result: dict[str, Any] = aigtool("finetune", model, "--data", images, "--out", out, *options)
     return result
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_subset_of_the_classes_is_said_to_be_one(
     aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
 ) -> None:
@@ -45,6 +46,7 @@ def test_a_subset_of_the_classes_is_said_to_be_one(
     assert f"leaves out folders of {image_folder}: green" in shown.err
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_new_classifier_has_no_teacher(
     aigtool: Command, image_folder: Path, tmp_path: Path
 ) -> None:
@@ -99,6 +101,7 @@ def test_the_way_from_a_folder_to_an_attack(
     assert names == tables | {"attack.png", "execution.png", "examples.png"}
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_run_goes_on_where_it_was_stopped(
     aigtool: Command,
     model: Path,
@@ -109,19 +112,19 @@ def test_a_run_goes_on_where_it_was_stopped(
 ) -> None:
     """Ctrl-C after a step: exit code 130, and --resume needs nothing but the folder."""
     finetuned(aigtool, model, image_folder, tmp_path / "whole")
-    options = ["--epochs", "2", "--batch-size", "8", "--workers", "0"]
+    options = ["--epochs", "1", "--batch-size", "8", "--workers", "0"]
     command = ["finetune", str(model), "--data", str(image_folder), *options]
     optimize, steps = torch.optim.SGD.step, []
 
     def press(*given: Any, **named: Any) -> Any:
         steps.append(1)
-        if len(steps) == 4:
+        if len(steps) == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return optimize(*given, **named)
 
     monkeypatch.setattr(torch.optim.SGD, "step", press)
     assert run([*command, "--out", str(tmp_path / "stopped")]) == 130
-    assert len(steps) == 4
+    assert len(steps) == 2
     assert (
         f"go on with: aigtool finetune --resume {tmp_path / 'stopped'}" in capsys.readouterr().err
     )
@@ -137,7 +140,7 @@ def test_a_run_goes_on_where_it_was_stopped(
     ):
         assert run([*resume, *more]) == 2
         assert message in capsys.readouterr().err
-    shown = aigtool(*resume, "--epochs", "2")
+    shown = aigtool(*resume, "--epochs", "1")
     assert "thresholds did the rest, target rate 0.6" in shown.err
     for name in ("best.safetensors", "dense.safetensors"):
         one, same = (load_model(tmp_path / run / name) for run in ("whole", "stopped"))
@@ -235,6 +238,7 @@ def test_a_sweep_compares_its_runs_and_goes_on_where_it_stopped(
     assert not (out / "flops0.8-seed0").exists()
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_sweep_has_a_dense_network_of_its_own_and_trains_nothing_twice(
     aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
 ) -> None:

@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from aigtool.gates import Gate
+from aigtool.inference import folding
 from aigtool.inference.folding import FEW, FoldedGate
+
+
+@pytest.fixture(autouse=True, params=["native", "python"])
+def _few_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decide for few images by what is written in C, if it is there, and without it."""
+    if request.param == "python":
+        monkeypatch.setattr(folding, "native", None)
 
 
 @pytest.fixture

@@ -22,12 +22,6 @@ from aigtool.models.files import Model
 from tests.conftest import close
 from tests.inference.test_exporting import SIZE, differing, model_of, various
 
-NAMES = [
-    "cifar_resnet20",
-    pytest.param("resnetv2_50", marks=pytest.mark.slow),
-    pytest.param("seresnext26t_32x4d", marks=pytest.mark.slow),
-]
-
 
 def asked(model: Model, pixels: Tensor) -> tuple[Any, Any]:
     flops = count_flops(model.network, SIZE)
@@ -35,7 +29,8 @@ def asked(model: Model, pixels: Tensor) -> tuple[Any, Any]:
     return program(pixels), ServedNetwork(model)(pixels)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow  # `export` itself compares them, which a test of the command does always
+@pytest.mark.parametrize("name", ["cifar_resnet20", "resnetv2_50", "seresnext26t_32x4d"])
 def test_it_answers_and_decides_as_the_network(
     name: str, lively: Callable[[str, int], nn.Module]
 ) -> None:

@@ -10,6 +10,7 @@ from aigtool.report.heatmaps import class_heatmap
 from aigtool.report.page import write_report
 from aigtool.report.sources import Results
 from aigtool.report.words import interval
+from tests.marks import but_slow
 from tests.report.conftest import Browser, write_page
 from tests.report.made import SCRIPT, made_trace, tables_of, write_all, write_run
 
@@ -44,7 +45,7 @@ def _press(browser: Browser, *keys: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280, 1920])
+@pytest.mark.parametrize("width", but_slow([390, 1280, 1920], [1280]))
 def test_it_opens_from_disk_and_asks_nobody(
     browser: Browser, whole: Path, width: int, scheme: str
 ) -> None:
@@ -206,7 +207,13 @@ def test_an_image_tells_what_it_took(browser: Browser, whole: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "gates", "images"), [(1, 8, 1), (2, 54, 3), (10, 150, 2), (1000, 54, 1)]
+    ("classes", "gates", "images"),
+    [
+        pytest.param(1, 8, 1, marks=pytest.mark.slow),
+        (2, 54, 3),
+        pytest.param(10, 150, 2, marks=pytest.mark.slow),
+        (1000, 54, 1),
+    ],
 )
 def test_any_number_of_classes_and_gates(
     browser: Browser, classes: int, gates: int, images: int, tmp_path: Path

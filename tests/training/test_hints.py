@@ -26,8 +26,8 @@ from aigtool.training.options import complete, places_of
     ("name", "size", "ends"),
     [
         ("cifar_resnet20", 32, ["layer1.2", "layer2.2", "layer3.2"]),
-        ("seresnet50", 64, ["layer1.2", "layer2.3", "layer3.5", "layer4.2"]),
-        ("resnetv2_50", 64, [f"stages.{s}.blocks.{b}" for s, b in enumerate((2, 3, 5, 2))]),
+        ("seresnext26t_32x4d", 64, [f"layer{stage}.1" for stage in (1, 2, 3, 4)]),
+        ("resnetv2_18", 64, [f"stages.{stage}.blocks.1" for stage in (0, 1, 2, 3)]),
     ],
 )
 def test_stages_end_where_shapes_change(name: str, size: int, ends: list[str]) -> None:
