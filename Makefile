@@ -47,4 +47,4 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo build *.egg-info aigtool/inference/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

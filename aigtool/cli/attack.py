@@ -27,6 +27,7 @@ from aigtool.cli.options import (
     parse_epsilons,
     parse_names,
 )
+from aigtool.errors import UserError
 
 Gradient = Literal["straight-through", "frozen", "worst"]
 GRADIENTS: tuple[Gradient, ...] = ("straight-through", "frozen", "worst")
@@ -217,6 +218,8 @@ def attack(
     qualities = [] if jpeg == NONE else parse_counts("JPEG quality", jpeg, most=100)
     gradients = parse_names("gate-gradient", gate_gradient, GRADIENTS)
     attackers = parse_names("attacker", attacker, ATTACKERS)
+    if "adaptive" in attackers and not qualities:
+        raise UserError("attacker adaptive: expected a JPEG quality to know of, such as --jpeg 75")
     slowed = None
     if compute is not None:
         slowed = [] if compute == NONE else parse_epsilons("compute", compute)
@@ -224,6 +227,7 @@ def attack(
     with status("loading the network"):
         from aigtool.cli.attack_steps import (
             Wanted,
+            check_amounts,
             find_subjects,
             labelled,
             named_attacks,
@@ -239,6 +243,7 @@ def attack(
 
         wanted = Wanted(norm, steps, step_size, restarts, target is not None)
         chosen = named_attacks(attacks, wanted)
+        check_amounts(chosen, amounts, slowed or ())
         source = DataSource(data, data_dir, download, class_map)
         subjects = find_subjects(model, dense, source, split, limit, find_device(device), seed)
         plan = plan_attack(

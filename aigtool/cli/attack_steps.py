@@ -29,7 +29,7 @@ from aigtool.robustness.libraries import (
     library_attacks,
 )
 from aigtool.robustness.plots import told_attack, told_defense, told_epsilon
-from aigtool.robustness.report import AttackPlan, AttackReport
+from aigtool.robustness.report import AttackPlan, AttackReport, common_ball
 from aigtool.robustness.sanity import Check
 from aigtool.robustness.slowdown import can_slow
 from aigtool.robustness.suite import Attack, Fgsm, Noise, Pgd
@@ -141,6 +141,21 @@ def find_subjects(
     return Subjects(networks, served, images)
 
 
+def check_amounts(
+    attacks: Sequence[Attack], epsilons: Sequence[float], compute: Sequence[float]
+) -> None:
+    """Refuse epsilons that the attacks cannot go by.
+
+    Raises:
+        UserError: One is out of range, attacks go by two norms, or one on compute has no room.
+    """
+    ball = common_ball(attacks)
+    for epsilon in (*epsilons, *compute):
+        ball.check(epsilon)
+    if 0 in compute:
+        raise UserError("compute 0: expected epsilons above 0, such as 2/255, or none")
+
+
 def plan_attack(
     subjects: Subjects,
     *,
@@ -155,10 +170,8 @@ def plan_attack(
     """Put options together.
 
     Raises:
-        UserError: Two do not go together, or with the networks.
+        UserError: They do not go together with the networks.
     """
-    if "adaptive" in attackers and not qualities:
-        raise UserError("attacker adaptive: expected a JPEG quality to know of, such as --jpeg 75")
     for gradient in gradients:
         if gradient != "straight-through" and not subjects.decides:
             raise UserError(
@@ -184,10 +197,6 @@ def plan_attack(
         note("no attack on compute: name its epsilons by l2, such as --compute 0.5")
     if compute is None:
         compute = _COMPUTE if can_be_slowed and is_linf else ()
-    for epsilon in (*plan.epsilons, *compute):
-        plan.ball.check(epsilon)
-    if 0 in compute:
-        raise UserError("compute 0: expected epsilons above 0, such as 2/255, or none")
     return replace(plan, compute=compute)
 
 

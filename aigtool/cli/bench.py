@@ -150,7 +150,7 @@ def bench(
         from aigtool.device import find_device
         from aigtool.inference.benchmark import Setting, measure_all
         from aigtool.inference.engines import ENGINES
-        from aigtool.inference.folding import has_native
+        from aigtool.inference.folding import FEW, why_not_native
         from aigtool.output import check_output
 
         if out is not None:
@@ -158,12 +158,13 @@ def bench(
         engines = parse_names("engine", engine, ENGINES)
         counts = parse_counts("threads", threads or str(torch.get_num_threads()))
         where = find_device(device)
-        if not has_native() and where.type == "cpu" and "skip" in engines:
-            warn(
-                "gates take longer than they need to: there was no C compiler, or none of Python's "
-                "headers, when aigtool was installed; install it again with them"
-            )
         loaded = _open(model, has_data=data is not None, seed=seed)
+        in_c = where.type == "cpu" and "float32" in types and min(sizes) <= FEW
+        if in_c and {"skip", "compile"} & {*engines} and (problem := why_not_native()) is not None:
+            warn(
+                f"gates take longer than they need to, as what is written in C is missing "
+                f"({problem}): install aigtool again where gcc and Python's headers are"
+            )
         images = None
         if data is not None:
             images = open_for(loaded, DataSource(data, data_dir, download, class_map), split)

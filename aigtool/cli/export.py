@@ -98,9 +98,7 @@ def export(
     check_goes_with_data(
         data, split=split, data_dir=data_dir, download=download, class_map=class_map
     )
-    if not check and (data is not None or limit is not None):
-        given = "--data" if data is not None else "--limit"
-        raise UserError(f"{given} with --no-check: its images are to check on; give one of the two")
+    _check_can_check(format_, check=check, data=data, limit=limit)
     count = limit or IMAGES
     with status("loading the network"):
         import torch
@@ -132,7 +130,7 @@ def export(
             checked_on = f"{images.name} {images.split}".strip() + f", {len(images)} images"
     with status("exporting"):
         write = {"onnx": _onnx, "torch": _program}[format_]
-        exported, run = write(loaded, count_flops(loaded.network, size), check)
+        exported, run = write(loaded, count_flops(loaded.network, size))
     result: dict[str, Any] = {
         "out": str(target),
         "format": format_,
@@ -177,22 +175,27 @@ def _must_hold(found: "Check", checked_on: str) -> None:
         raise RuntimeError(f"the exported network is not the same on {checked_on}: {found}")
 
 
-def _onnx(
-    model: "Model", flops: "NetworkFlops", runs: bool
-) -> tuple[bytes, "Callable[[], Answering]"]:
+def _check_can_check(format_: str, *, check: bool, data: str | None, limit: int | None) -> None:
+    """Refuse images that go unused, and what could not be run here, before what takes long."""
+    if not check and (data is not None or limit is not None):
+        given = "--data" if data is not None else "--limit"
+        raise UserError(f"{given} with --no-check: its images are to check on; give one of the two")
+    if check and format_ == "onnx":
+        from aigtool.inference.exported import import_onnxruntime
+
+        import_onnxruntime()
+
+
+def _onnx(model: "Model", flops: "NetworkFlops") -> tuple[bytes, "Callable[[], Answering]"]:
     """Return an ONNX file, and what runs it."""
-    from aigtool.inference.exported import ExportedNetwork, import_onnxruntime
+    from aigtool.inference.exported import ExportedNetwork
     from aigtool.inference.exporting import export_onnx
 
-    if runs:
-        import_onnxruntime()  # Where it is missing, that is told before what takes long.
     data = export_onnx(model, flops).SerializeToString()
     return data, lambda: ExportedNetwork(data)
 
 
-def _program(
-    model: "Model", flops: "NetworkFlops", _runs: bool
-) -> tuple[bytes, "Callable[[], Answering]"]:
+def _program(model: "Model", flops: "NetworkFlops") -> tuple[bytes, "Callable[[], Answering]"]:
     """Return a program's file, and what runs it."""
     from aigtool.inference.programs import ProgramNetwork, export_program, saved
 

@@ -13,10 +13,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from aigtool.gates import Decision, Gate, no_autocast, pooled
 from aigtool.inference.launching import Launches
 
+_problem = ""
 try:
     from aigtool.inference import native
-except ImportError:  # There was no compiler when it was installed.
-    native = None  # type: ignore[assignment]
+except ImportError as error:
+    native, _problem = None, str(error)  # type: ignore[assignment]
 
 _HALF = (torch.float16, torch.bfloat16)
 """Types in which a sum over positions is soon too large."""
@@ -48,9 +49,9 @@ FEW = 4
 longer to begin than to do, the more so as convolutions have driven its code out of the cache."""
 
 
-def has_native() -> bool:
-    """Tell whether gates are computed in C, which is compiled when aigtool is installed."""
-    return native is not None
+def why_not_native() -> str | None:
+    """Tell why gates are not computed in C, which is compiled when aigtool is installed."""
+    return None if native is not None else _problem
 
 
 class FoldedGate(Gate):
@@ -141,13 +142,13 @@ class FoldedGate(Gate):
         """Whether ``native.c`` is there, and features lie in memory as it reads them."""
         return (
             native is not None
+            and not torch.compiler.is_compiling()
             and x.dtype == self._dtype == torch.float32
             and x.device.type == "cpu"
             and x.is_contiguous(memory_format=torch.channels_last)
             and x.shape[1] == self.channels
             and x.numel() > 0
             and type(x) is Tensor  # Others, of a tracer say, may lie nowhere.
-            and not torch.compiler.is_compiling()
         )
 
     def _python_logits(self, x: Tensor) -> list[float]:

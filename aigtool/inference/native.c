@@ -4,9 +4,7 @@
  * driven out of the processor's cache. This module is linked against no OpenMP: it finds that of
  * PyTorch, which is to be imported before it, and whose threads it takes.
  */
-#define PY_SSIZE_T_CLEAN
 #include <Python.h>
-#include <stdlib.h>
 
 /* Functions compiled for wide registers, too, where the linker can choose when it loads them. */
 #if defined(__GLIBC__) && defined(__x86_64__)
@@ -18,7 +16,7 @@
 enum {
     ROWS = 8,         /* that are added at once, two and two: sums of few are more exact */
     PIECES = 8,       /* that an image is cut into at most, however many threads there are */
-    PER_PIECE = 16,   /* positions at least */
+    PER_PIECE = 12,   /* positions at least */
     LANES = 16,       /* products that are added side by side */
     SHARED = 1 << 15, /* numbers from which it takes longer to read them than to wake threads */
 };
@@ -101,9 +99,9 @@ logits(PyObject *self, PyObject *args)
     float bias;
     (void)self;
     if (!PyArg_ParseTuple(args, "KnnOf", &address, &images, &positions, &weights, &bias) ||
-        PyObject_GetBuffer(weights, &view, PyBUF_ND) < 0)
+        PyObject_GetBuffer(weights, &view, PyBUF_ND | PyBUF_FORMAT) < 0)
         return NULL;
-    if (view.ndim != 2 || view.itemsize != sizeof(float) || view.shape[1] < 2 || images < 0 ||
+    if (view.ndim != 2 || strcmp(view.format, "f") != 0 || view.shape[1] < 2 || images < 0 ||
         positions < 1) {
         PyBuffer_Release(&view);
         PyErr_SetString(PyExc_ValueError, "expected images, positions and units as float32");
@@ -138,8 +136,18 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyModuleDef_Slot slots[] = {
+#ifdef Py_mod_gil
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, .m_name = "native", .m_size = 0, .m_methods = methods,
+    PyModuleDef_HEAD_INIT,
+    .m_name = "native",
+    .m_methods = methods,
+    .m_slots = slots,
 };
 
 PyMODINIT_FUNC

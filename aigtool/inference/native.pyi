@@ -7,7 +7,8 @@ def logits(
     """Return the logits of a folded gate, image by image.
 
     Args:
-        features: Address of the gate's input in float32, ``(N, H, W, C)`` in memory.
+        features: Address of the gate's input in float32, ``(N, H, W, C)`` in memory: N x H x W x C
+            numbers are read there.
         images: N.
         positions: H times W.
         units: A row a unit of the hidden layer: its bias, its weight in the last layer, and its

@@ -1,6 +1,6 @@
 """All that is asked of networks under attack: accuracies, gates, compute, checks, examples."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +34,25 @@ TOLD_AT = 8 / 255
 """Checks and figures are of this epsilon where it was asked for, else of the largest."""
 _EXAMPLES = 6
 _TIMED = 100
+
+
+def common_ball(attacks: Iterable[Attack]) -> Ball:
+    """Return the ball that attacks share.
+
+    Raises:
+        UserError: They have none in common, by which an epsilon could be meant.
+
+    Example:
+        >>> common_ball([Fgsm()]).norm
+        'linf'
+    """
+    balls = {attack.ball.norm: attack.ball for attack in attacks}
+    if len(balls) != 1:
+        raise UserError(
+            f"attacks by {' and '.join(balls) or 'no norm'}: expected one norm, by which all "
+            "epsilons are meant; run those of another norm apart"
+        )
+    return next(iter(balls.values()))
 
 
 @dataclass(frozen=True)
@@ -72,15 +91,9 @@ class AttackPlan:
         """That of the attacks, which the checks and the attacks on compute go by.
 
         Raises:
-            UserError: They have none in common, by which an epsilon could be meant.
+            UserError: They have none in common.
         """
-        balls = {attack.ball.norm: attack.ball for attack in self.attacks}
-        if len(balls) != 1:
-            raise UserError(
-                f"attacks by {' and '.join(balls) or 'no norm'}: expected one norm, by which all "
-                "epsilons are meant; run those of another norm apart"
-            )
-        return next(iter(balls.values()))
+        return common_ball(self.attacks)
 
     @property
     def told_at(self) -> float:

@@ -108,7 +108,7 @@ def test_no_gpu(device: str, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["export", "m.safetensors", "--no-check"], "onnx"),
         (["export", "m.safetensors", "--no-check"], "onnxscript"),
-        (["export", "m.safetensors"], "onnxruntime"),
+        (["export", "nowhere.safetensors"], "onnxruntime"),
         (["bench", "m.safetensors", "--engine", "onnx", "--patterns", "1"], "onnxruntime"),
         (["predict", "e.onnx", "images/test/red"], "onnxruntime"),
     ],

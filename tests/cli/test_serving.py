@@ -15,6 +15,7 @@ import torch
 
 from aigtool.cli.main import run
 from aigtool.inference.benchmark import Row, measure_all
+from aigtool.inference.folding import FEW
 from aigtool.inference.checking import Check
 from tests.cli.conftest import Command
 
@@ -188,9 +189,13 @@ def test_bench_tells_that_gates_were_not_compiled(
     aigtool: Command, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aigtool.inference.folding.native", None)
+    monkeypatch.setattr("aigtool.inference.folding._problem", "no module")
     options = ["--patterns", "1", "--rounds", "1", "--threads", "1"]
-    assert "no C compiler" in aigtool("bench", model, *options, "--engine", "skip").err
-    assert "no C compiler" not in aigtool("bench", model, *options, "--engine", "eager").err
+    told = "what is written in C is missing (no module)"
+    assert told in aigtool("bench", model, *options, "--engine", "skip").err
+    assert told not in aigtool("bench", model, *options, "--engine", "eager").err
+    many = ["--batch-size", str(FEW + 1)]
+    assert told not in aigtool("bench", model, *options, *many, "--engine", "skip").err
 
 
 def test_an_interrupted_bench_tells_what_it_has_measured(

@@ -6,6 +6,7 @@ FINETUNE = ["finetune", "m.safetensors", "--data", "images", "--workers", "0"]
 SWEEP = ["sweep", "m.safetensors", "--data", "images"]
 ANALYZE = ["analyze", "m.safetensors", "--data", "images", "--workers", "0"]
 ATTACK = ["attack", "m.safetensors", "--data", "images", "--out", "out"]
+BEFORE_LOADING = ["attack", "nowhere.safetensors", "--data", "images", "--out", "out"]
 PREDICT = ["predict", "m.safetensors", "--workers", "1"]
 CIFAR20 = ["convert", "cifar_resnet20", "--out", "out.safetensors"]
 
@@ -398,7 +399,7 @@ CASES = {
     "analyze one cluster": ([*ANALYZE, "--clusters", "1"], "--clusters 1"),
     "analyze many clusters": ([*ANALYZE, "--clusters", "3"], "3 groups of 3 classes: expected 2"),
     "negative epsilon": ([*ATTACK, "--epsilons", "-0.1"], "epsilon '-0.1'"),
-    "epsilon over 1": ([*ATTACK, "--epsilons", "0,8"], "epsilon 8, was 8/255 meant"),
+    "epsilon over 1": ([*BEFORE_LOADING, "--epsilons", "0,8"], "epsilon 8, was 8/255 meant"),
     "epsilon no number": ([*ATTACK, "--epsilons", "1/0"], "epsilon '1/0'"),
     "quality 0": ([*ATTACK, "--jpeg", "0"], "JPEG quality '0'"),
     "quality 101": ([*ATTACK, "--jpeg", "75,101"], "JPEG quality '75,101'"),
@@ -427,11 +428,11 @@ CASES = {
     "no gate gradient": ([*ATTACK, "--gate-gradient", "none"], "gate-gradient 'none'"),
     "no attacker": ([*ATTACK, "--attacker", "clever"], "attacker 'clever'"),
     "to know of nothing": (
-        [*ATTACK, "--attacker", "adaptive", "--jpeg", "none"],
+        [*BEFORE_LOADING, "--attacker", "adaptive", "--jpeg", "none"],
         "attacker adaptive: expected a JPEG quality",
     ),
     "attacks of two norms": (
-        [*ATTACK, "--attack", "fgsm,torchattacks:PGDL2"],
+        [*BEFORE_LOADING, "--attack", "fgsm,torchattacks:PGDL2"],
         "attacks by linf and l2: expected one norm",
     ),
     "no gates to hold": (
@@ -442,8 +443,8 @@ CASES = {
         ["attack", "dense.st", "--data", "images", "--compute", "2/255"],
         "compute: the network has no gates that decide",
     ),
-    "compute nothing": ([*ATTACK, "--compute", "0"], "compute 0: expected epsilons above 0"),
-    "compute too far": ([*ATTACK, "--compute", "2"], "epsilon 2, was 2/255 meant"),
+    "compute nothing": ([*BEFORE_LOADING, "--compute", "0"], "compute 0: expected epsilons"),
+    "compute too far": ([*BEFORE_LOADING, "--compute", "2"], "epsilon 2, was 2/255 meant"),
     "compute no number": ([*ATTACK, "--compute", "all"], "compute 'all'"),
     "no subset": ([*ATTACK, "--subset", "0"], "--subset"),
     "attack other groups": ([*ATTACK, "--groups", "cifar10"], "no class named bird"),

@@ -11,11 +11,18 @@ from aigtool.inference import folding
 from aigtool.inference.folding import FEW, FoldedGate
 
 
-@pytest.fixture(autouse=True, params=["native", "python"])
-def _few_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["native", "python"])
+def is_native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Decide for few images by what is written in C, if it is there, and without it."""
     if request.param == "python":
         monkeypatch.setattr(folding, "native", None)
+    elif folding.native is None:
+        pytest.skip("native.c was not compiled")
+    return folding.native is not None
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    return x.to(memory_format=torch.channels_last)
 
 
 @pytest.fixture
@@ -43,25 +50,40 @@ def test_the_sum_of_large_features_fits(gate: Gate, dtype: torch.dtype, images: 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("images", [1, FEW + 1])
+@pytest.mark.usefixtures("is_native")
 def test_autocast_leaves_it_as_it_is(gate: Gate, dtype: torch.dtype, images: int) -> None:
-    x = torch.randn(images, 8, 5, 5).to(dtype)
+    x = channels_last(torch.randn(images, 8, 5, 5)).to(dtype)
     folded = FoldedGate(gate)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(folded(x).logit, gate(x).logit, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("images", [1, FEW + 1])
-def test_what_is_not_a_number_is_skipped(gate: Gate, images: int) -> None:
-    x = torch.full((images, 8, 2, 2), torch.nan)
+def test_what_is_not_a_number_is_skipped(gate: Gate, images: int, is_native: bool) -> None:
+    x, folded = channels_last(torch.full((images, 8, 2, 2), torch.nan)), FoldedGate(gate)
+    assert folded._is_native(x) is is_native
     with torch.inference_mode():
-        for decision in (gate(x), FoldedGate(gate)(x)):
+        for decision in (gate(x), folded(x)):
             assert decision.logit.isnan().all()
             assert not decision.scale.any()
 
 
-def test_few_images_are_decided_by_the_weights_that_it_has(gate: Gate) -> None:
+def test_what_is_infinite_gives_the_same(gate: Gate, is_native: bool) -> None:
+    """In a channel that the units weigh by either sign; what is infinite both ways is no number."""
+    x, folded = channels_last(torch.randn(2, 8, 3, 5)), FoldedGate(gate)
+    x[0, 3, 1, 1], x[1, 3, 1, 1] = torch.inf, -torch.inf
+    assert folded._is_native(x) is is_native
+    with torch.inference_mode():
+        expected, decided = gate(x), folded(x)
+    assert not expected.logit.isfinite().any()
+    torch.testing.assert_close(decided.logit, expected.logit, equal_nan=True)
+    assert torch.equal(decided.scale, expected.scale)
+
+
+def test_few_images_are_decided_by_the_weights_that_it_has(gate: Gate, is_native: bool) -> None:
     folded, other = FoldedGate(gate), FoldedGate(Gate(8).eval())
-    x = torch.randn(FEW, 8, 2, 2)
+    x = channels_last(torch.randn(FEW, 8, 2, 2))
+    assert folded._is_native(x) is other._is_native(x) is is_native
     other.load_state_dict(folded.state_dict())
     rounded = copy.deepcopy(folded).to(torch.bfloat16)
     with torch.inference_mode():

@@ -106,6 +106,7 @@ def test_features_that_lie_otherwise_are_left_to_pytorch() -> None:
     [
         (0, np.zeros((2, 10), np.float32)),
         (4, np.zeros((2, 10), np.float64)),
+        (4, np.zeros((2, 10), np.int32)),
         (4, np.zeros(20, np.float32)),
         (4, np.zeros((2, 1), np.float32)),
     ],

@@ -264,8 +264,7 @@ def test_a_compiled_run_is_the_same_run(gated: Runs) -> None:
     assert losses[0][-1] < 0.99 * losses[0][0]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("backend", but_slow(["eager", "inductor"], ["inductor"]))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_network_follows_the_noise(
     backend: str, gated: Runs, monkeypatch: pytest.MonkeyPatch
