@@ -15,8 +15,8 @@ import torch
 
 from aigtool.cli.main import run
 from aigtool.inference.benchmark import Row, measure_all
-from aigtool.inference.folding import FEW
 from aigtool.inference.checking import Check
+from aigtool.inference.folding import FEW
 from tests.cli.conftest import Command
 
 
