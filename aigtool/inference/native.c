@@ -53,12 +53,13 @@ dot(const float *x, const float *y, Py_ssize_t count)
 }
 
 /* From the sums of an image's pieces to its logit; the first sum becomes that of all. */
-static float
+VECTORIZED static float
 logit_of(float *sums, Py_ssize_t pieces, Py_ssize_t positions, Py_ssize_t channels,
          const float *unit, Py_ssize_t width, float logit)
 {
-    for (Py_ssize_t i = channels; i < pieces * channels; i++)
-        sums[i % channels] += sums[i];
+    for (Py_ssize_t piece = 1; piece < pieces; piece++)
+        for (Py_ssize_t c = 0; c < channels; c++)
+            sums[c] += sums[piece * channels + c];
     for (; width > 0; width--, unit += 2 + channels) {
         float hidden = dot(unit + 2, sums, channels) / (float)positions + unit[0];
         if (!(hidden <= 0)) /* what is not a number stays so */
