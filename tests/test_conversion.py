@@ -31,7 +31,7 @@ NETWORKS = {
     "torchvision:resnet50": 16,
     "cifar_resnet20": 9,
 }
-LARGE = ("seresnet50", "resnetv2_50", "torchvision:resnet50")
+LARGE = ("resnet50", "seresnet50", "resnetv2_50", "torchvision:resnet50")
 
 
 @pytest.mark.parametrize("name", but_slow(NETWORKS, LARGE))

@@ -25,6 +25,7 @@ def test_planted_groups_are_found_and_told_from_chance() -> None:
     assert found.test.ratio > 2
 
 
+@pytest.mark.slow
 def test_found_groups_of_no_meaning_are_seldom_taken_for_some() -> None:
     ps = [
         find_groups(

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command
-from tests.marks import but_slow
 
 QUICK = ("--steps", "2", "--workers", "0", "--epsilons", "0,8/255")
 
@@ -74,6 +73,7 @@ def test_what_an_earlier_run_left_is_deleted(
     assert {*(tmp_path / "out" / "images").rglob("*.png")} == {*mine}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_an_attack_by_l2_is_checked_by_l2(
     aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
@@ -85,6 +85,7 @@ def test_an_attack_by_l2_is_checked_by_l2(
     assert told["compute"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_noise_knows_of_no_defence(
     aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
@@ -139,8 +140,9 @@ def test_saved_images_are_what_was_judged(
     assert beside["rows"][1]["gate_agreement"] is not None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
-@pytest.mark.parametrize("target", but_slow(["red", "least-likely"], ["red"]))
+@pytest.mark.parametrize("target", ["red", "least-likely"])
 def test_a_target(
     target: str, aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
 ) -> None:

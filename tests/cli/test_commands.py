@@ -93,6 +93,7 @@ def test_a_folder_with_a_slash_at_its_end_gives_its_name(
     )
 
 
+@pytest.mark.slow
 def test_the_papers_schedule(aigtool: Command, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     result = aigtool("convert", "test_resnet", "--targets", "1,.5,.5,1", "--out", out, "--json")

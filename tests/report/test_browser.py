@@ -130,6 +130,7 @@ def test_the_table_is_reached_by_tab_after_its_rows_changed(browser: Browser, te
     assert reached == ["class"]
 
 
+@pytest.mark.slow
 def test_the_cell_with_the_focus_is_never_behind_the_headings(
     browser: Browser, tmp_path: Path
 ) -> None:
