@@ -114,8 +114,7 @@ def test_a_run_is_deterministic(
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("target", ["network", "per-layer"])
+@pytest.mark.parametrize("target", ["network", pytest.param("per-layer", marks=pytest.mark.slow)])
 def test_the_loss_drives_the_rate_to_its_target(
     target: str, model: Model, train: ImageSet, val: ImageSet, tmp_path: Path
 ) -> None:
