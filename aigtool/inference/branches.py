@@ -34,6 +34,8 @@ class BranchingBlock(SkippingBlock, ABC):
     """
 
     selected: Selected
+    spares_tail = True
+    """Whether the tail is left out where it changes nothing."""
 
     def __init__(self, block: SkippingBlock) -> None:
         super().__init__(block, overwrites=block.overwrites, rectified=block.rectified)
@@ -47,7 +49,9 @@ class BranchingBlock(SkippingBlock, ABC):
     def run(self, x: Tensor) -> Tensor:
         """Return what the block gives if it is executed."""
         for_residual, for_shortcut = self.parts.head(self, x)
-        shortcut = self.addend(self.parts.shortcut(self, *for_shortcut))
+        shortcut = self.parts.shortcut(self, *for_shortcut)
+        if shortcut is x:
+            shortcut = self.addend(x)
         joined: Tensor = shortcut + self.parts.residual(self, *for_residual)
         return joined if self.parts.tail is None else self.parts.tail(self, joined)
 
@@ -55,14 +59,14 @@ class BranchingBlock(SkippingBlock, ABC):
         """Return what it gives if not; this may be ``x`` itself."""
         _, for_shortcut = self.parts.head(self, x)
         shortcut: Tensor = self.parts.shortcut(self, *for_shortcut)
-        if self.parts.tail is None or self.settles(shortcut, x):
+        if self.parts.tail is None or (self.spares_tail and self.settles(shortcut, x)):
             return shortcut
         output: Tensor = self.parts.tail(self, shortcut.clone())
         return output
 
-    def addend(self, shortcut: Tensor) -> Tensor:
-        """Return the shortcut as the residual is to be added to."""
-        return shortcut
+    def addend(self, x: Tensor) -> Tensor:
+        """Return the input as the residual is to be added to."""
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute one of the two ways."""

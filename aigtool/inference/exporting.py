@@ -115,10 +115,12 @@ def facts(description: Description, flops: NetworkFlops) -> dict[str, str]:
 class _Both(BranchingBlock):
     """A block that computes both ways and selects one: ``put_branches`` makes an ``If`` of it."""
 
+    spares_tail = False  # One thread copies what is left as it is; all of them rectify it.
+
     def select(self, executed: Tensor, x: Tensor) -> Tensor:
         return torch.where(executed, self.run(x), self.skip(x))
 
-    def addend(self, shortcut: Tensor) -> Tensor:
+    def addend(self, x: Tensor) -> Tensor:
         # Pooling over one position changes nothing, but onnxruntime then keeps the input in the
         # layout of convolutions, and adds within the last of them.
-        return F.max_pool2d(shortcut, 1)
+        return F.max_pool2d(x, 1)

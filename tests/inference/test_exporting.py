@@ -108,6 +108,18 @@ def test_what_a_block_skips_lies_in_its_branch_with_its_weights(exported: onnx.M
     assert len(outside) == 1  # the stem
 
 
+def test_only_an_input_that_is_added_itself_is_copied(exported: onnx.ModelProto) -> None:
+    branches = {node.output[0]: node for node in exported.graph.node if node.op_type == "If"}
+    for name, branch in branches.items():
+        graphs = {attribute.name: attribute.g for attribute in branch.attribute}
+        then, otherwise = (
+            [node.op_type for node in graphs[f"{way}_branch"].node] for way in ("then", "else")
+        )
+        downsamples = name.startswith(("layer2.0", "layer3.0"))
+        assert then.count("MaxPool") == (0 if downsamples else 1), name
+        assert otherwise[-1:] == ["Relu"] and "Identity" not in otherwise, name
+
+
 def test_a_skipped_block_is_not_computed(model: Model, tmp_path: Path) -> None:
     """By onnxruntime's own account of the convolutions that it ran."""
     flops = count_flops(model.network, SIZE)
