@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from aigtool.cli.console import status, wrote
+from aigtool.cli.grouping import takes_override
 from aigtool.cli.options import (
     BatchSize,
     ClassMap,
@@ -24,12 +25,14 @@ from aigtool.cli.options import (
     parse_names,
 )
 from aigtool.errors import UserError
+from aigtool.models.override import InputOverride
 from aigtool.output import check_output
 
 FORMATS = ("png", "svg", "pdf")
 TRACE = ".parquet"
 
 
+@takes_override
 def analyze(
     subjects: Annotated[
         list[Path],
@@ -98,6 +101,8 @@ def analyze(
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
+    *,
+    override: InputOverride,
 ) -> None:
     """Draw which classes use which blocks and what images cost, and test what can be chance.
 
@@ -134,6 +139,11 @@ def analyze(
             "--policy, --limit and --split with a trace, which has its images and decisions: leave "
             "them out (--limit and --split go with --data)"
         )
+    if not models and (options := [*override.given]):
+        raise UserError(
+            f"--{options[0].replace('_', '-')} with a trace, whose network has seen its images: "
+            "leave it out"
+        )
     kinds = parse_names("format", formats, FORMATS)
     folder = check_output(
         out or subject.with_name(f"{subject.stem}-{'comparison' if others else 'analysis'}"),
@@ -150,10 +160,10 @@ def analyze(
         where = find_device(device)
     asked = Asked(
         *(data, split, limit, data_dir, download, class_map),
-        *(policy, where, batch_size, workers, seed),
+        *(policy, override, where, batch_size, workers, seed),
     )
     if image is not None:
-        written = draw_image(subject, image, folder, kinds, where, json=json)
+        written = draw_image(subject, image, override, folder, kinds, where, json=json)
     elif others:
         written = compare(subjects, asked, folder, kinds, json=json)
     else:

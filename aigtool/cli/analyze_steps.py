@@ -37,6 +37,7 @@ from aigtool.gates import Policy
 from aigtool.inference.answers import ServedNetwork
 from aigtool.models.description import InputSpec
 from aigtool.models.files import Model, load_model
+from aigtool.models.override import InputOverride
 from aigtool.output import records
 from aigtool.trace import ExecutionTrace, load_trace
 from aigtool.training.run_folder import read_metrics
@@ -53,6 +54,7 @@ class Asked:
     download: bool
     class_map: str | None
     policy: Policy | None
+    override: InputOverride
     device: torch.device
     batch_size: int
     workers: int | None
@@ -103,7 +105,7 @@ def analyze_one(
             warn(str(error))
             images = None
     else:
-        model = _open_gated(subject)
+        model = _open_gated(subject, asked.override)
         images = asked.images(model)
         named_groups = None if groups is None else read_groups(groups, images.classes)
         trace = asked.trace(model, images)
@@ -150,7 +152,9 @@ def compare(
 ) -> list[Path]:
     """Write and print how model files and traces compare with the first."""
     loaded = {
-        name: load_trace(path) if path.suffix == TRACE else load_model(path)
+        name: load_trace(path)
+        if path.suffix == TRACE
+        else load_model(path).overridden(asked.override)
         for name, path in named(subjects).items()
     }
     check_same_gates({name: sorted(_gates(subject)) for name, subject in loaded.items()})
@@ -202,6 +206,7 @@ def _gates(subject: Model | ExecutionTrace) -> Sequence[str]:
 def draw_image(
     path: Path,
     image: Path,
+    override: InputOverride,
     folder: Path,
     formats: Sequence[str],
     device: torch.device,
@@ -209,7 +214,7 @@ def draw_image(
     json: bool,
 ) -> list[Path]:
     """Write the inference graph of one image, and its blocks as a table."""
-    model, picture = _open_gated(path), read_image(str(image))
+    model, picture = _open_gated(path, override), read_image(str(image))
     network = ServedNetwork(model, device)
     answers = network(torch.stack([eval_transform(model.description.input)(picture)]))
     blocks = block_table(answers, network.flops)
@@ -229,9 +234,9 @@ def draw_image(
     return written
 
 
-def _open_gated(path: Path) -> Model:
+def _open_gated(path: Path, override: InputOverride) -> Model:
     """Read a model file whose network has gates."""
-    model = load_model(path)
+    model = load_model(path).overridden(override)
     if not model.description.gated_blocks:
         raise UserError(f"{path} has no gates to analyse: aigtool convert adds them")
     return model

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from aigtool.cli.console import status, wrote
+from aigtool.cli.grouping import takes_override
 from aigtool.cli.options import (
     BatchSize,
     ClassMap,
@@ -28,6 +29,7 @@ from aigtool.cli.options import (
     parse_names,
 )
 from aigtool.errors import UserError
+from aigtool.models.override import InputOverride
 
 Gradient = Literal["straight-through", "frozen", "worst"]
 GRADIENTS: tuple[Gradient, ...] = ("straight-through", "frozen", "worst")
@@ -45,6 +47,7 @@ def _list(value: str) -> str:
     return value
 
 
+@takes_override
 def attack(
     model: ModelFile,
     data: Data,
@@ -206,6 +209,8 @@ def attack(
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
+    *,
+    override: InputOverride,
 ) -> None:
     """Attack the gated network and the one before gating, on the same images.
 
@@ -245,7 +250,9 @@ def attack(
         chosen = named_attacks(attacks, wanted)
         check_amounts(chosen, amounts, slowed or ())
         source = DataSource(data, data_dir, download, class_map)
-        subjects = find_subjects(model, dense, source, split, limit, find_device(device), seed)
+        subjects = find_subjects(
+            model, dense, override, source, split, limit, find_device(device), seed
+        )
         plan = plan_attack(
             subjects,
             epsilons=amounts,

@@ -17,6 +17,7 @@ from aigtool.cli.opening import open_for, open_reference, ready, ready_to_serve
 from aigtool.data.images import DataSource, ImageSet
 from aigtool.errors import UserError
 from aigtool.models.files import load_model
+from aigtool.models.override import InputOverride
 from aigtool.output import records
 from aigtool.robustness.balls import BALLS, Ball
 from aigtool.robustness.cases import LEAST_LIKELY, Attacker, GateGradient, Judged
@@ -116,6 +117,7 @@ class Subjects:
 def find_subjects(
     model: Path,
     dense: Path | None,
+    override: InputOverride,
     source: DataSource,
     split: str | None,
     limit: int | None,
@@ -123,9 +125,9 @@ def find_subjects(
     seed: int,
 ) -> Subjects:
     """Load a network and the one before gating, and open the images."""
-    loaded = load_model(model)
+    loaded = load_model(model).overridden(override)
     images = open_for(loaded, source, split, limit)
-    kind, reference = open_reference(loaded, model, dense)
+    kind, reference = open_reference(loaded, model, dense, override)
     other = ready(reference, device, seed)
     networks = {kind: Judged(other.network, other.flops, "open")}
     served: dict[str, nn.Module] = {}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aigtool.cli.console import print_json, print_table, progress, share, status, warn, wrote
+from aigtool.cli.grouping import takes_override
 from aigtool.cli.options import (
     ClassMap,
     DataDir,
@@ -27,6 +28,7 @@ from aigtool.cli.options import (
     parse_rates,
 )
 from aigtool.errors import UserError
+from aigtool.models.override import InputOverride
 
 TYPES = ("float32", "bfloat16", "float16")
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from aigtool.models.files import Model
 
 
+@takes_override
 def bench(
     model: Annotated[
         str,
@@ -125,6 +128,8 @@ def bench(
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
+    *,
+    override: InputOverride,
 ) -> None:
     """Time a gated network beside the network before gating, in turns in one process.
 
@@ -158,7 +163,7 @@ def bench(
         engines = parse_names("engine", engine, ENGINES)
         counts = parse_counts("threads", threads or str(torch.get_num_threads()))
         where = find_device(device)
-        loaded = _open(model, has_data=data is not None, seed=seed)
+        loaded = _open(model, override, has_data=data is not None, seed=seed)
         in_c = where.type == "cpu" and "float32" in types and min(sizes) <= FEW
         if in_c and {"skip", "compile"} & {*engines} and (problem := why_not_native()) is not None:
             warn(
@@ -202,7 +207,7 @@ def _report(rows: "Sequence[Row]", network: str, out: Path | None, *, json: bool
     wrote(paths)
 
 
-def _open(model: str, *, has_data: bool, seed: int) -> "Model":
+def _open(model: str, override: InputOverride, *, has_data: bool, seed: int) -> "Model":
     import torch
 
     from aigtool.conversion import convert
@@ -210,7 +215,7 @@ def _open(model: str, *, has_data: bool, seed: int) -> "Model":
     from aigtool.models.origin import create_model
 
     if Path(model).exists() or Path(model).suffix in (".safetensors", ".onnx", ".pt2"):
-        return load_model(model)
+        return load_model(model).overridden(override)
     if has_data:
         raise UserError(
             f"network {model} by name has random weights, of which images say nothing: expected a "
@@ -219,7 +224,7 @@ def _open(model: str, *, has_data: bool, seed: int) -> "Model":
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", UserWarning)
         torch.manual_seed(seed)
-        made, _ = create_model(model)
+        made = create_model(model)[0].overridden(override)
         size = made.description.input.size
         convert(made.network, input_size=size, skip_unsplittable=True)
     for warning in warned:

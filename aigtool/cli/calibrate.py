@@ -18,6 +18,7 @@ from aigtool.cli.console import (
     warn,
     wrote,
 )
+from aigtool.cli.grouping import takes_override
 from aigtool.cli.options import (
     BatchSize,
     ClassMap,
@@ -36,12 +37,14 @@ from aigtool.cli.options import (
     parse_budgets,
 )
 from aigtool.cli.reporting import gate_counts
+from aigtool.models.override import InputOverride
 from aigtool.output import check_output
 
 REACHED = 0.01
 """How much of a budget may be left before a warning says so."""
 
 
+@takes_override
 def calibrate(
     model: ModelFile,
     data: Data,
@@ -91,6 +94,8 @@ def calibrate(
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
+    *,
+    override: InputOverride,
 ) -> None:
     """Set the gates' thresholds on validation images so that the network keeps to a budget.
 
@@ -112,14 +117,14 @@ def calibrate(
         from aigtool.models.files import load_model, save_model
 
         where = find_device(device)
-        loaded = load_model(model)
+        loaded = load_model(model).overridden(override)
         source = DataSource(data, data_dir, download, class_map)
         images = open_for(loaded, source, split or validation_split(source), limit)
         note(f"data: {images.name} {images.split}, {len(images)} images")
         subject = ready(loaded, where)
         for budget in budgets:
             budget.check(subject.flops)
-        kind, reference = open_reference(loaded, model, dense)
+        kind, reference = open_reference(loaded, model, dense, override)
         other = ready(reference, where)
     before = collect(f"evaluating {kind}", other, images, "open", batch_size, workers).summary()
     columns, rows = {kind: before}, []

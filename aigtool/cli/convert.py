@@ -7,14 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from aigtool.cli.console import note, print_facts, print_json, status, warn, wrote
+from aigtool.cli.grouping import takes_input
 from aigtool.cli.options import Debug, Force, Json, Quiet
 from aigtool.errors import UserError
+from aigtool.models.override import InputOverride
 from aigtool.output import check_output
 
 GATE_WIDTH = 16
 _SUFFIX = ".safetensors"
 
 
+@takes_input
 def convert(
     model: Annotated[
         str,
@@ -128,6 +131,8 @@ def convert(
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
+    *,
+    override: InputOverride,
 ) -> None:
     """Put a gate before each residual block of a network and write a model file."""
     if strip:
@@ -142,6 +147,7 @@ def convert(
                 "--targets": targets,
                 "--gate-width": gate_width != GATE_WIDTH,
                 "--skip-unsplittable": skip_unsplittable,
+                **{f"--{name.replace('_', '-')}": True for name in override.given},
             }
         )
         _strip(Path(model), out, force=force, json=json)
@@ -178,6 +184,7 @@ def convert(
             num_classes=num_classes,
             class_names=class_names,
         )
+        made = made.overridden(override)
         network, description = made.network, made.description
         convert_network(
             network,

@@ -13,6 +13,7 @@ from aigtool.cli.console import (
     warn,
     wrote,
 )
+from aigtool.cli.grouping import takes_override
 from aigtool.cli.options import (
     BatchSize,
     ClassMap,
@@ -33,8 +34,10 @@ from aigtool.cli.options import (
     Workers,
 )
 from aigtool.cli.reporting import print_summaries
+from aigtool.models.override import InputOverride
 
 
+@takes_override
 def evaluate(
     model: ModelFile,
     data: Data,
@@ -63,6 +66,8 @@ def evaluate(
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
+    *,
+    override: InputOverride,
 ) -> None:
     """Measure a network on images: accuracy, execution rates, GFLOPs, images a second.
 
@@ -80,12 +85,12 @@ def evaluate(
         from aigtool.trace import accuracy_difference
 
         where = find_device(device)
-        loaded = load_model(model)
+        loaded = load_model(model).overridden(override)
         chosen = policy or loaded.description.policy
         source = DataSource(data, data_dir, download, class_map)
         images = open_for(loaded, source, split, limit)
         subject = ready_to_serve(loaded, where, seed)
-        kind, reference = open_reference(loaded, model, dense)
+        kind, reference = open_reference(loaded, model, dense, override)
     trace = collect("evaluating", subject, images, chosen, batch_size, workers, out)
     summary = trace.summary()
     beside: dict[str, Any] | None = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from aigtool.cli.console import note, print_facts, print_json, status, wrote
+from aigtool.cli.grouping import takes_override
 from aigtool.cli.options import (
     ClassMap,
     DataDir,
@@ -22,6 +23,7 @@ from aigtool.cli.options import (
     check_goes_with_data,
 )
 from aigtool.errors import UserError
+from aigtool.models.override import InputOverride
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +37,7 @@ IMAGES = 32
 """That the exported file is checked on unless --limit says otherwise."""
 
 
+@takes_override
 def export(
     model: ModelFile,
     format_: Annotated[
@@ -90,6 +93,8 @@ def export(
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
+    *,
+    override: InputOverride,
 ) -> None:
     """Write a network as one file that computes only what its gates choose, without aigtool.
 
@@ -113,7 +118,7 @@ def export(
         from aigtool.models.files import load_model
         from aigtool.output import check_output, replacing
 
-        loaded = load_model(model)
+        loaded = load_model(model).overridden(override)
         suffix = {"onnx": ".onnx", "torch": ".pt2"}[format_]
         target = out or model.with_suffix(suffix)
         check_output(target, force=force, suffix=suffix)

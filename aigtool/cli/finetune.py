@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aigtool.cli.console import percent, print_facts, print_json, share, status, wrote
+from aigtool.cli.grouping import takes_override
 from aigtool.cli.options import (
     BatchSize,
     ClassMap,
@@ -25,12 +26,14 @@ from aigtool.cli.options import (
 )
 from aigtool.cli.recipe import CONTEXT, Recipe, as_kept, read_recipe, takes_recipe
 from aigtool.cli.reporting import told_how_to_go_on, training_progress, warn_of_landing
+from aigtool.models.override import InputOverride
 from aigtool.training.config import FinetuneConfig, read_settings
 
 if TYPE_CHECKING:
     from aigtool.budget import Budget
 
 
+@takes_override
 @takes_recipe()
 def finetune(
     ctx: typer.Context,
@@ -96,12 +99,18 @@ def finetune(
     debug: Debug = False,
     *,
     recipe: Recipe,
+    override: InputOverride,
 ) -> None:
     """Fine-tune a converted network to a budget: a target execution rate, or a share of GFLOPs.
 
     Writes a run folder: the best epoch, the network before gating, metrics, settings and a figure.
     """
-    settings = {**locals(), **recipe.training, **recipe.augmentation}
+    settings = {
+        **locals(),
+        **recipe.training,
+        **recipe.augmentation,
+        **vars(override),
+    }
     from aigtool.errors import UserError
     from aigtool.output import check_output
 

@@ -15,6 +15,7 @@ from aigtool.gates import Policy
 from aigtool.inference.serving import serve
 from aigtool.models.description import PixelNetwork
 from aigtool.models.files import Model, load_reference
+from aigtool.models.override import InputOverride
 from aigtool.trace import ExecutionTrace, collect_trace
 
 
@@ -77,9 +78,11 @@ def _first(names: Sequence[str]) -> str:
     return f"{', '.join(names[:5])}{', ...' * (len(names) > 5)}"
 
 
-def open_reference(model: Model, path: Path, dense: Path | None) -> tuple[str, Model]:
+def open_reference(
+    model: Model, path: Path, dense: Path | None, override: InputOverride
+) -> tuple[str, Model]:
     """Find what to compare with; class names that only the gated network has serve both."""
-    name, reference = load_reference(model, path, dense)
+    name, reference = load_reference(model, path, dense, override)
     if reference is model:
         return name, reference
     names = reference.description.class_names or model.description.class_names

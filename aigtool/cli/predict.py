@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from aigtool.cli.console import print_rows, status, warn
+from aigtool.cli.grouping import takes_override
 from aigtool.cli.options import Debug, Device, Quiet
 from aigtool.errors import UserError
+from aigtool.models.override import InputOverride
 
 if TYPE_CHECKING:
     from aigtool.inference.answers import Answering
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 COLUMNS = {"file": 36, "class": 16, "probability": -11, "blocks": -6, "GFLOPs": -8, "ms": -8}
 
 
+@takes_override
 def predict(
     model: Annotated[
         Path,
@@ -70,6 +73,8 @@ def predict(
     ] = 2,
     quiet: Quiet = False,
     debug: Debug = False,
+    *,
+    override: InputOverride,
 ) -> None:
     """Classify images: class, probability, blocks run, GFLOPs and milliseconds of each.
 
@@ -80,7 +85,7 @@ def predict(
         from aigtool.inference.prediction import find_images
         from aigtool.inference.prediction import predict as predict_files
 
-        network = _open(model, engine, device)
+        network = _open(model, override, engine, device)
     failed = 0
 
     def unreadable(problem: str) -> None:
@@ -107,7 +112,7 @@ def predict(
         raise UserError(f"images that could not be read: {failed}{others}")
 
 
-def _open(model: Path, engine: str | None, device: str) -> "Answering":
+def _open(model: Path, override: InputOverride, engine: str | None, device: str) -> "Answering":
     from aigtool.device import find_device
     from aigtool.inference.answers import ServedNetwork
     from aigtool.inference.exported import SUFFIX, ExportedNetwork
@@ -120,10 +125,15 @@ def _open(model: Path, engine: str | None, device: str) -> "Answering":
             f"`aigtool export {model}`"
         )
     if not is_exported:
-        return ServedNetwork(load_model(model), find_device(device))
+        return ServedNetwork(load_model(model).overridden(override), find_device(device))
     if engine == "skip":
         raise UserError(
             f"engine skip runs a model file, {model} is an exported one: leave --engine out"
+        )
+    if options := [*override.given]:
+        raise UserError(
+            f"--{options[0].replace('_', '-')} with an exported file, which takes the images that "
+            "it was exported for: leave it out, or give it to aigtool export"
         )
     if device not in ("auto", "cpu"):
         raise UserError(f"device {device!r}: an exported file runs on the cpu; use --device cpu")

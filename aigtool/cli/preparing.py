@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from aigtool.cli.console import note, percent, warn
+from aigtool.cli.grouping import OVERRIDES
 from aigtool.cli.opening import collect, open_reference, ready, warn_of_classes
 from aigtool.cli.recipe import CONTEXT, as_kept
 from aigtool.data.augmentation import Augmentation
@@ -17,6 +18,7 @@ from aigtool.data.training import TrainingImages, open_training_images
 from aigtool.device import find_device
 from aigtool.errors import UserError
 from aigtool.models.files import DENSE_FILE, Model, load_model
+from aigtool.models.override import InputOverride
 from aigtool.training.config import FinetuneConfig
 
 SEEN_LOSS = 0.02
@@ -59,7 +61,8 @@ def prepare(settings: Mapping[str, Any], augmentation: Augmentation) -> Prepared
     """Open the network and the images that a training command's options name."""
     path, data = Path(settings["model"]), str(settings["data"])
     device = find_device(settings["device"])
-    model = load_model(path)
+    override = InputOverride(**{name: settings[name] for name in OVERRIDES})
+    model = load_model(path).overridden(override)
     if not model.description.gated_blocks:
         raise UserError(f"{path} has no gates: make it adaptive with aigtool convert first")
     source = DataSource(data, settings["data_dir"], settings["download"], settings["class_map"])
@@ -71,7 +74,7 @@ def prepare(settings: Mapping[str, Any], augmentation: Augmentation) -> Prepared
     )
     images = replace(images, train=images.train.limited(settings["limit"]))
     dense = None if settings["dense"] is None else Path(settings["dense"])
-    reference = open_reference(model, path, dense)
+    reference = open_reference(model, path, dense, override)
     before = (dense or path.parent / DENSE_FILE) if reference[0] == "dense" else None
     digests = {"model_sha256": _sha256(path), "dense_sha256": _sha256(before)}
     return Prepared(model, digests, source, images, reference, device)

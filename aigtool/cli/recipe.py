@@ -1,14 +1,11 @@
-"""The training recipe as options: a dataclass's fields, told once, in its docstring."""
+"""The training recipe as options."""
 
-import functools
-import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Any
 
-import typer
-
+from aigtool.cli.grouping import OVERRIDES, Decorator, gathers, options_of
 from aigtool.data.augmentation import Augmentation
 from aigtool.training.config import FinetuneConfig
 
@@ -18,6 +15,7 @@ AUGMENTATIONS = tuple(field.name for field in fields(Augmentation))
 CONTEXT = (
     *("model", "data", "dense", "data_dir", "download", "class_map", "limit", "val_fraction"),
     *AUGMENTATIONS,
+    *OVERRIDES,
 )
 """Options besides the recipe's that a run's ``config.yaml`` keeps."""
 
@@ -35,13 +33,14 @@ class Recipe:
     augmentation: dict[str, Any]
 
 
-def takes_recipe(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_recipe(*without: str) -> Decorator:
     """Give a command with a parameter ``recipe`` an option for each field of the recipe.
 
     Args:
         without: Fields that it has no use for, which keep their defaults.
 
     Example:
+        >>> import inspect
         >>> @takes_recipe("targets")
         ... def train(recipe: Recipe) -> None:
         ...     print(recipe.training["lr"], recipe.augmentation["reprob"])
@@ -51,46 +50,13 @@ def takes_recipe(*without: str) -> Callable[[Callable[..., None]], Callable[...,
         >>> train(**options | {"lr": 0.5})
         0.5 0.0
     """
-    training = _options(FinetuneConfig, without=(*_ELSEWHERE, *without))
-    augmentation = _options(Augmentation)
+    training = options_of(FinetuneConfig, "Recipe", (*_ELSEWHERE, *without))
+    augmentation = options_of(Augmentation, "Recipe")
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(command)
-        def with_options(**given: Any) -> None:
-            parts = [{name: given.pop(name) for name in part} for part in (training, augmentation)]
-            command(**given, recipe=Recipe(*parts))
+    def made(**given: Any) -> Recipe:
+        return Recipe(*({name: given[name] for name in part} for part in (training, augmentation)))
 
-        own = inspect.signature(command, eval_str=True)
-        kept = [parameter for name, parameter in own.parameters.items() if name != "recipe"]
-        added = [*training.values(), *augmentation.values()]
-        with_options.__signature__ = own.replace(  # type: ignore[attr-defined]
-            parameters=[*kept, *added]
-        )
-        with_options.__annotations__ = {p.name: p.annotation for p in [*kept, *added]}
-        return with_options
-
-    return decorate
-
-
-def _options(kind: type, without: Collection[str] = ()) -> dict[str, inspect.Parameter]:
-    told, types = attribute_docs(kind), get_type_hints(kind)
-    return {
-        field.name: inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=Annotated[
-                types[field.name],
-                typer.Option(
-                    f"--{field.name.replace('_', '-')}",
-                    help=told[field.name],
-                    rich_help_panel="Recipe",
-                ),
-            ],
-        )
-        for field in fields(kind)
-        if field.name not in without
-    }
+    return gathers("recipe", training | augmentation, made)
 
 
 def read_recipe(settings: Mapping[str, Any]) -> tuple[FinetuneConfig, Augmentation]:
@@ -106,26 +72,6 @@ def read_recipe(settings: Mapping[str, Any]) -> tuple[FinetuneConfig, Augmentati
     """
     options = {f.name: settings[f.name] for f in fields(FinetuneConfig) if f.name in settings}
     return FinetuneConfig(**options), Augmentation(**{n: settings[n] for n in AUGMENTATIONS})
-
-
-def attribute_docs(kind: type) -> dict[str, str]:
-    """Return what a class's docstring says about each of its attributes.
-
-    Example:
-        >>> attribute_docs(Augmentation)["reprob"]
-        'Chance that a random rectangle is erased.'
-    """
-    section = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
-    told: dict[str, str] = {}
-    name = ""
-    for line in section.splitlines():
-        text = line.strip()
-        if line.startswith(" " * 8):
-            told[name] += f" {text}"
-        else:
-            name, _, text = text.partition(": ")
-            told[name] = text
-    return told
 
 
 def as_kept(value: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from aigtool.cli.console import percent, print_json, print_table, share, status, wrote
+from aigtool.cli.grouping import takes_override
 from aigtool.cli.options import (
     BatchSize,
     ClassMap,
@@ -27,10 +28,12 @@ from aigtool.cli.options import (
 from aigtool.cli.recipe import Recipe, read_recipe, takes_recipe
 from aigtool.cli.reporting import gate_counts, named, paired, told_how_to_go_on, training_progress
 from aigtool.errors import UserError
+from aigtool.models.override import InputOverride
 from aigtool.output import check_output, records
 from aigtool.training.config import FinetuneConfig
 
 
+@takes_override
 @takes_recipe("targets")
 def sweep(
     model: ModelFile,
@@ -95,6 +98,7 @@ def sweep(
     debug: Debug = False,
     *,
     recipe: Recipe,
+    override: InputOverride,
 ) -> None:
     """Fine-tune to several budgets with several seeds, and compare them with dense networks.
 
@@ -103,7 +107,12 @@ def sweep(
     """
     budgets = parse_budgets(target_rate, target_flops)
     numbers = parse_counts("seeds", seeds, least=0, most=2**32 - 1, different=True)
-    settings = {**locals(), **recipe.training, **recipe.augmentation}
+    settings = {
+        **locals(),
+        **recipe.training,
+        **recipe.augmentation,
+        **vars(override),
+    }
     config, augmentation = read_recipe(
         settings | {"target_rate": None, "target_flops": None, "seed": numbers[0]}
     )
@@ -133,7 +142,7 @@ def sweep(
         trained = GATED if config.baseline == "none" else config.baseline
         networks = {kind: reference}
         for name, path in named(compare or (), taken=(kind, trained)).items():
-            networks[name] = load_model(path)
+            networks[name] = load_model(path).overridden(override)
             check_comparable(prepared.model.description, networks[name].description, path)
             if networks[name].description.gated_blocks:
                 raise UserError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from aigtool.conversion import named_gates, named_shortcuts
 from aigtool.device import to_channels_last
 from aigtool.gates import POLICIES, Policy
+from aigtool.models.override import InputOverride
 
 FORMAT_VERSION = 1
 
@@ -73,6 +74,18 @@ class InputSpec:
             interpolation=transforms.interpolation.value,
             crop_pct=side / transforms.resize_size[0],
         )
+
+    def overridden(self, by: InputOverride) -> "InputSpec":
+        """Return a copy with what is given in place of its own.
+
+        Example:
+            >>> InputSpec().overridden(InputOverride(img_size=288)).size
+            (3, 288, 288)
+        """
+        given = by.given
+        if side := given.pop("img_size", None):
+            given["size"] = (self.size[0], side, side)
+        return replace(self, **given)
 
 
 @dataclass(frozen=True)

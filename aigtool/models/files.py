@@ -7,14 +7,17 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
-from aigtool.conversion import put_gates, set_policy, strip
+from aigtool.conversion import gate_policy, put_gates, set_policy, strip
 from aigtool.errors import UserError
 from aigtool.gates import Gate
 from aigtool.graphs import NotResidualError
 from aigtool.models.description import FORMAT_VERSION, Description
+from aigtool.models.override import InputOverride
 from aigtool.models.zoo import create_network
+from aigtool.modes import in_mode
 from aigtool.output import replacing
 
 _KEY = "aigtool"
@@ -46,6 +49,30 @@ class Model:
     def stripped(self) -> "Model":
         """Take the gates out, in place, and return the network before gating as a model."""
         return Model(strip(self.network), replace(self.description, gated_blocks={}, shortcuts={}))
+
+    def overridden(self, by: InputOverride) -> "Model":
+        """Return the same network for other images.
+
+        Raises:
+            UserError: It takes none of that size.
+        """
+        spec = self.description.input.overridden(by)
+        if spec.size != self.description.input.size:
+            weight = next(self.network.parameters())
+            try:
+                with (
+                    torch.no_grad(),
+                    in_mode(self.network, training=False),
+                    gate_policy(self.network, "open"),
+                ):
+                    self.network(weight.new_zeros(1, *spec.size))
+            except (AssertionError, RuntimeError, ValueError) as error:
+                reason = str(error).partition("\n")[0] or type(error).__name__
+                raise UserError(
+                    f"img-size {by.img_size}: the network takes no images of that size ({reason}); "
+                    f"its own is {self.description.input.size[-1]}"
+                ) from error
+        return Model(self.network, replace(self.description, input=spec))
 
 
 def save_model(path: str | Path, network: nn.Module, description: Description) -> None:
@@ -124,7 +151,10 @@ def _gates(description: Description, state: dict[str, Tensor]) -> dict[str, Gate
 
 
 def load_reference(
-    model: Model, path: str | Path, dense: str | Path | None = None
+    model: Model,
+    path: str | Path,
+    dense: str | Path | None = None,
+    override: InputOverride | None = None,
 ) -> tuple[str, Model]:
     """Find what to compare a gated network with.
 
@@ -132,6 +162,7 @@ def load_reference(
         model: The gated network.
         path: Its model file; a ``dense.safetensors`` beside it is the network before gating.
         dense: Another file of the network before gating.
+        override: What was given for the gated one; the other sees the same images.
 
     Returns:
         ``"dense"`` and that network, or the given one if it has no gates; or, where there is no
@@ -145,7 +176,7 @@ def load_reference(
         return "dense", model
     if dense is None and not beside.is_file():
         return "open", model
-    reference = load_model(dense or beside)
+    reference = load_model(dense or beside).overridden(override or InputOverride())
     if reference.description.gated_blocks:
         raise UserError(
             f"dense network {dense or beside} has gates: expected the network before gating; "

@@ -10,8 +10,12 @@ import torch
 from rich.markup import render
 from typer.main import get_command
 
-from aigtool.cli.main import app
-from aigtool.models.files import load_model
+from aigtool.cli.main import app, run
+from aigtool.errors import UserError
+from aigtool.flops import count_flops
+from aigtool.models.description import InputSpec
+from aigtool.models.files import Model, load_model
+from aigtool.models.override import InputOverride
 from aigtool.models.zoo import create_network
 from tests.cli.conftest import Command
 
@@ -128,6 +132,57 @@ def test_flops_and_info(aigtool: Command, model: Path) -> None:
     assert "layer1.0" in aigtool("flops", model).out
     last_line = aigtool("info", model).out.splitlines()[-1]
     assert last_line.split() == ["2", "yes", "-", "0.00473", "1,106"]
+
+
+def test_a_network_sees_other_images_where_that_is_asked(
+    aigtool: Command, image_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.safetensors"
+    resized = ["--img-size", "16", "--crop-pct", "0.5", "--interpolation", "bicubic"]
+    normed = ["--mean", "0.1", "0.2", "0.3", "--std", "0.4", "0.5", "0.6"]
+    aigtool("convert", "cifar_resnet20", "--num-classes", "3", *resized, *normed, "--out", path)
+    model = load_model(path)
+    assert model.description.input == InputSpec(
+        (3, 16, 16), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic", 0.5, "center"
+    )
+    told = ["--data", image_folder, "--json"]
+    asked = ["--img-size", "24", "--crop-mode", "squash"]
+    counts = [aigtool("evaluate", path, *told, *more)["gflops_dense"] for more in ([], [*asked])]
+    assert counts == [count_flops(model.network, (3, s, s)).gflops_dense for s in (16, 24)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["analyze", "--data", "images"],
+        ["analyze", "--image", "images"],
+        ["attack", "--data", "images"],
+        ["bench"],
+        ["calibrate", "--data", "images", "--target-rate", "0.5"],
+        ["evaluate", "--data", "images"],
+        ["export"],
+        ["finetune", "--data", "images"],
+        ["predict", "images"],
+        ["sweep", "--data", "images", "--target-rate", "0.5"],
+    ],
+    ids=" ".join,
+)
+def test_commands_ask_for_other_images_before_all_else(
+    arguments: list[str],
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(_model: Model, by: InputOverride) -> Model:
+        raise UserError(f"asked for {by.given}")
+
+    monkeypatch.setattr(Model, "overridden", refuse)
+    monkeypatch.chdir(model.parent)
+    command, *others = arguments
+    asked = ["--img-size", "16", "--crop-pct", "0.5", "--crop-mode", "border"]
+    assert run([command, str(model), *others, *asked, "--interpolation", "box"]) == 2
+    expected = {"img_size": 16, "crop_pct": 0.5, "crop_mode": "border", "interpolation": "box"}
+    assert f"asked for {expected}" in capsys.readouterr().err
 
 
 def test_json_keys_that_others_build_on(aigtool: Command, model: Path, image_folder: Path) -> None:

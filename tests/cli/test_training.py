@@ -22,8 +22,8 @@ from tests.cli.conftest import Command
 from tests.training.small import FILES
 
 
-def finetuned(aigtool: Command, model: Path, images: Path, out: Path) -> dict[str, Any]:
-    options = ["--epochs", "1", "--batch-size", "8", "--workers", "0", "--json"]
+def finetuned(aigtool: Command, model: Path, images: Path, out: Path, *more: str) -> dict[str, Any]:
+    options = ["--epochs", "1", "--batch-size", "8", "--workers", "0", *more, "--json"]
     result: dict[str, Any] = aigtool("finetune", model, "--data", images, "--out", out, *options)
     return result
 
@@ -111,8 +111,8 @@ def test_a_run_goes_on_where_it_was_stopped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Ctrl-C after a step: exit code 130, and --resume needs nothing but the folder."""
-    finetuned(aigtool, model, image_folder, tmp_path / "whole")
-    options = ["--epochs", "1", "--batch-size", "8", "--workers", "0"]
+    finetuned(aigtool, model, image_folder, tmp_path / "whole", "--img-size", "16")
+    options = ["--epochs", "1", "--batch-size", "8", "--workers", "0", "--img-size", "16"]
     command = ["finetune", str(model), "--data", str(image_folder), *options]
     optimize, steps = torch.optim.SGD.step, []
 
@@ -135,6 +135,7 @@ def test_a_run_goes_on_where_it_was_stopped(
     resume = ["finetune", "--resume", str(tmp_path / "stopped")]
     for more, message in (
         (["--lr", "0.5"], "the run was started with --lr 0.005, not 0.5"),
+        (["--img-size", "24"], "the run was started with --img-size 16, not 24"),
         ([str(other)], "the run was started with MODEL"),
         (["--out", "elsewhere"], "--out was given with --resume"),
     ):
@@ -145,6 +146,7 @@ def test_a_run_goes_on_where_it_was_stopped(
     for name in ("best.safetensors", "dense.safetensors"):
         one, same = (load_model(tmp_path / run / name) for run in ("whole", "stopped"))
         assert one.description == same.description
+        assert one.description.input.size == (3, 16, 16)
         state = same.network.state_dict()
         assert all(torch.equal(v, state[k]) for k, v in one.network.state_dict().items())
 
