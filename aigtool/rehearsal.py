@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from aigtool.blocks import Split
 from aigtool.errors import UserError
@@ -124,8 +126,17 @@ def run_on_meta(network: nn.Module, input_size: tuple[int, ...]) -> None:
     state = chain(network.named_parameters(), network.named_buffers())
     weights = {name: tensor.detach().to("meta") for name, tensor in state}
     dtype = next(network.parameters()).dtype
-    with torch.device("meta"):
+    with torch.device("meta"), _OfShapes():
         functional_call(network, weights, torch.empty(2, *input_size, dtype=dtype))
+
+
+class _OfShapes(TorchFunctionMode):
+    """Batch norms give what they are given: PyTorch's way to that is most of a run on meta."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        return torch.empty_like(args[0]) if func is F.batch_norm else func(*args, **kwargs or {})
 
 
 def run(network: nn.Module, input_size: tuple[int, ...]) -> None:

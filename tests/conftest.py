@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from aigtool.conversion import convert
+from aigtool.flops import NetworkFlops, count_flops
 from aigtool.models.zoo import create_network
 from tests.proof import enliven
 
@@ -66,6 +68,23 @@ def small_once() -> MadeOnce:
 def small_network(small_once: MadeOnce) -> nn.Module:
     """A lively ResNet-20 for 32x32 images."""
     return small_once.copied()
+
+
+@pytest.fixture(scope="session")
+def gated_once(small_once: MadeOnce) -> MadeOnce:
+    return MadeOnce(lambda: convert(small_once.copied()))
+
+
+@pytest.fixture
+def gated_network(gated_once: MadeOnce) -> nn.Module:
+    """It, with gates."""
+    return gated_once.copied()
+
+
+@pytest.fixture(scope="session")
+def gated_flops(gated_once: MadeOnce) -> NetworkFlops:
+    """Of that."""
+    return count_flops(gated_once.network, (3, 32, 32))
 
 
 @pytest.fixture(scope="session")

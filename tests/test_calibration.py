@@ -26,7 +26,7 @@ from aigtool.conversion import convert, named_gates, recorded_decisions
 from aigtool.data.images import ImageSet, open_images
 from aigtool.data.loading import load_batches
 from aigtool.errors import UserError
-from aigtool.flops import count_flops
+from aigtool.flops import NetworkFlops
 from aigtool.models.description import InputSpec, PixelNetwork
 from aigtool.models.zoo import create_network
 from aigtool.trace import collect_trace
@@ -39,9 +39,9 @@ WEIGHTS = np.array([0.2, 0.3, 0.5])
 
 
 @pytest.fixture
-def network(small_network: nn.Module) -> PixelNetwork:
+def network(gated_network: nn.Module) -> PixelNetwork:
     """A network whose gates tell images apart."""
-    pixels = PixelNetwork(convert(small_network), SPEC).eval()
+    pixels = PixelNetwork(gated_network, SPEC).eval()
     for _, gate in named_gates(pixels):
         nn.init.normal_(gate.fc2.weight)
     return pixels
@@ -50,6 +50,11 @@ def network(small_network: nn.Module) -> PixelNetwork:
 @pytest.fixture
 def images(image_folder: Path) -> ImageSet:
     return open_images(str(image_folder), "train", to_tensor)
+
+
+@pytest.fixture
+def flops(gated_flops: NetworkFlops) -> NetworkFlops:
+    return gated_flops
 
 
 @given(MARGINS, st.floats(0, 1))
@@ -78,9 +83,10 @@ def test_a_threshold_moves_by_as_many_images_as_asked(margins: np.ndarray, less:
     assert min(wanted, there) <= changed <= min(wanted + ties - 1, there)
 
 
-def test_the_threshold_rises_that_costs_the_least(network: PixelNetwork, images: ImageSet) -> None:
+def test_the_threshold_rises_that_costs_the_least(
+    network: PixelNetwork, images: ImageSet, flops: NetworkFlops
+) -> None:
     """Against each of the nine tried by hand: four images of one gate are 0.02 of the rate."""
-    flops = count_flops(network.network, SPEC.size)
     gates = [gate for _, gate in named_gates(network)]
 
     pixels, labels = (
@@ -116,9 +122,13 @@ def test_the_threshold_rises_that_costs_the_least(network: PixelNetwork, images:
 @pytest.mark.parametrize("unit", ["rate", "flops"])
 @pytest.mark.parametrize("share", but_slow([0.3, 0.5, 0.7, 0.9], [0.3, 0.5, 0.9]))
 def test_argmax_execution_meets_the_budget(
-    unit: str, share: float, quick: bool, network: PixelNetwork, images: ImageSet
+    unit: str,
+    share: float,
+    quick: bool,
+    network: PixelNetwork,
+    images: ImageSet,
+    flops: NetworkFlops,
 ) -> None:
-    flops = count_flops(network.network, SPEC.size)
     budget = Budget(share, unit)  # type: ignore[arg-type]
     before = [gate.threshold.item() for _, gate in named_gates(network)]
     found = calibrate(network, images, budget, flops, quick=quick, batch_size=7)
@@ -135,12 +145,15 @@ def test_argmax_execution_meets_the_budget(
     assert (np.ptp(found.shifts) < 0.02 + 1e-5) == quick
 
 
-def _decided(network: PixelNetwork, images: ImageSet, batch_size: int) -> np.ndarray:
-    flops = count_flops(network.network, SPEC.size)
+def _decided(
+    network: PixelNetwork, images: ImageSet, batch_size: int, flops: NetworkFlops
+) -> np.ndarray:
     return collect_trace(network, images, flops=flops, batch_size=batch_size).executed
 
 
-def test_each_gate_is_kept_to_its_own_rate(network: PixelNetwork, images: ImageSet) -> None:
+def test_each_gate_is_kept_to_its_own_rate(
+    network: PixelNetwork, images: ImageSet, flops: NetworkFlops
+) -> None:
     """To the image, though gates see what those before them decided: 24 images, 9 gates.
 
     The first gate says the same of seven images, from the tenth on.
@@ -148,7 +161,7 @@ def test_each_gate_is_kept_to_its_own_rate(network: PixelNetwork, images: ImageS
     rates = [0.375, 1.0, 0.25, 0.9, 0.0, 0.5, 0.75, 1.0, 0.5]
     before = [gate.threshold.item() for _, gate in named_gates(network)]
     found = calibrate_each(network, images, rates)
-    rows = _decided(network, images, 24)
+    rows = _decided(network, images, 24, flops)
     assert rows.mean(axis=0).tolist() == [int(rate * 24) / 24 for rate in rates]
     assert found.spent == pytest.approx(rows.mean())
     after = [gate.threshold.item() for _, gate in named_gates(network)]
@@ -156,15 +169,15 @@ def test_each_gate_is_kept_to_its_own_rate(network: PixelNetwork, images: ImageS
 
 
 def test_a_gate_that_tells_no_images_apart_stays_within_its_rate(
-    network: PixelNetwork, images: ImageSet
+    network: PixelNetwork, images: ImageSet, flops: NetworkFlops
 ) -> None:
     _, gate = next(iter(named_gates(network)))
     nn.init.zeros_(gate.fc2.weight)
     calibrate_each(network, images, [0.5] * 9)
-    rows = _decided(network, images, 7)
+    rows = _decided(network, images, 7, flops)
     assert rows.mean(axis=0).tolist() == [0.0] + [0.5] * 8
     calibrate_each(network, images, [1.0] * 9)
-    assert _decided(network, images, 7).all()
+    assert _decided(network, images, 7, flops).all()
 
 
 @given(
@@ -183,8 +196,9 @@ def test_a_threshold_is_moved_clear_of_logits_and_turns_no_decision(
     assert np.abs(moved).min() >= min(0.01, gap / 2) - 1e-9
 
 
-def test_it_tells_how_far_it_is(network: PixelNetwork, images: ImageSet) -> None:
-    flops = count_flops(network.network, SPEC.size)
+def test_it_tells_how_far_it_is(
+    network: PixelNetwork, images: ImageSet, flops: NetworkFlops
+) -> None:
     told: list[float] = []
     calibrate(network, images, Budget(0.3), flops, progress=told.append)
     assert told[0] == 0
@@ -193,9 +207,8 @@ def test_it_tells_how_far_it_is(network: PixelNetwork, images: ImageSet) -> None
 
 
 def test_a_network_that_keeps_to_the_budget_may_spend_more(
-    network: PixelNetwork, images: ImageSet
+    network: PixelNetwork, images: ImageSet, flops: NetworkFlops
 ) -> None:
-    flops = count_flops(network.network, SPEC.size)
     low = calibrate(network, images, Budget(0.3), flops)
     high = calibrate(network, images, Budget(0.8), flops)
     assert low.spent < high.spent <= 0.8
@@ -205,10 +218,10 @@ def test_a_network_that_keeps_to_the_budget_may_spend_more(
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 @pytest.mark.parametrize("few", [3, 24])
 def test_a_quick_search_ends_when_no_decision_is_left_to_turn(
-    few: int, share: float, network: PixelNetwork, images: ImageSet
+    few: int, share: float, network: PixelNetwork, images: ImageSet, flops: NetworkFlops
 ) -> None:
     """Halving the way between two shifts would take 20 passes to know them to a millionth."""
-    flops, budget = count_flops(network.network, SPEC.size), Budget(share)
+    budget = Budget(share)
     chosen = images.limited(few)
     found = calibrate(network, chosen, budget, flops, quick=True)
     assert found.passes <= 15
@@ -220,9 +233,10 @@ def test_a_quick_search_ends_when_no_decision_is_left_to_turn(
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.7, 0.9])
-def test_a_budget_that_can_be_spent_to_the_last_bit_is(share: float, network: PixelNetwork) -> None:
+def test_a_budget_that_can_be_spent_to_the_last_bit_is(
+    share: float, network: PixelNetwork, flops: NetworkFlops
+) -> None:
     """Of 20 images and 9 gates, whatever their sums round to."""
-    flops = count_flops(network.network, SPEC.size)
     search = _Search(network, list, Budget(share), flops)
     for seed in range(40):
         margins = np.random.default_rng(seed).normal(size=(20, 9))
@@ -238,14 +252,13 @@ def test_a_budget_that_can_be_spent_to_the_last_bit_is(share: float, network: Pi
         assert (margins > shifts).mean() == pytest.approx(share, abs=1e-9)
 
 
-def test_gates_that_tell_no_images_apart_stay_within(images: ImageSet) -> None:
+def test_gates_that_tell_no_images_apart_stay_within(images: ImageSet, flops: NetworkFlops) -> None:
     """Of gates with one logit each, whole blocks go: 4 of 9 fit into a half."""
     torch.manual_seed(0)
     network = PixelNetwork(convert(create_network("cifar_resnet20", num_classes=3)), SPEC).eval()
     for place, (_, gate) in enumerate(named_gates(network)):
         nn.init.zeros_(gate.fc2.weight)
         gate.fc2.bias.data.copy_(torch.tensor([0.0, place + 1.0]))
-    flops = count_flops(network.network, SPEC.size)
     found = calibrate(network, images, Budget(0.5), flops, quick=True)
     assert found.spent == pytest.approx(4 / 9)
     assert 5 <= found.shifts[0] < 6
@@ -256,24 +269,23 @@ def test_gates_that_tell_no_images_apart_stay_within(images: ImageSet) -> None:
 
 @pytest.mark.parametrize(("share", "blocks"), [(0.3, 2), (0.54, 4), (0.7, 6)])
 def test_gates_that_say_all_the_same_are_closed_one_by_one(
-    share: float, blocks: int, images: ImageSet
+    share: float, blocks: int, images: ImageSet, flops: NetworkFlops
 ) -> None:
     """The last block to go may leave more of the budget than was missing."""
     network = PixelNetwork(convert(create_network("cifar_resnet20", num_classes=3)), SPEC).eval()
     for _, gate in named_gates(network):
         nn.init.zeros_(gate.fc2.weight)
-    found = calibrate(network, images, Budget(share), count_flops(network.network, SPEC.size))
+    found = calibrate(network, images, Budget(share), flops)
     assert found.spent == pytest.approx(blocks / 9)
 
 
 def test_a_budget_that_no_gate_alone_leads_to_is_looked_for_with_all(
-    network: PixelNetwork, monkeypatch: pytest.MonkeyPatch
+    network: PixelNetwork, monkeypatch: pytest.MonkeyPatch, flops: NetworkFlops
 ) -> None:
     """Of each pair of gates, one that would execute keeps the other from it."""
     further = np.arange(4)[:, None] / 10
     own = np.concatenate([1 + further, -1 - further] * 4 + [np.full((4, 1), 10.0)], axis=1)
     other = [1, 0, 3, 2, 5, 4, 7, 6, 8]
-    flops = count_flops(network.network, SPEC.size)
 
     def run(self: _Search, shifts: np.ndarray) -> _Pass:
         wish = own - shifts
@@ -286,16 +298,16 @@ def test_a_budget_that_no_gate_alone_leads_to_is_looked_for_with_all(
 
 
 def test_the_least_that_can_be_spent_is_met_by_numbers(
-    network: PixelNetwork, images: ImageSet
+    network: PixelNetwork, images: ImageSet, flops: NetworkFlops
 ) -> None:
-    flops = count_flops(network.network, SPEC.size)
     found = calibrate(network, images, Budget(0.0005), flops, quick=True)
     assert found.spent == 0
     assert np.isfinite(found.shifts).all()
 
 
-def test_a_budget_out_of_reach_changes_nothing(network: PixelNetwork, images: ImageSet) -> None:
-    flops = count_flops(network.network, SPEC.size)
+def test_a_budget_out_of_reach_changes_nothing(
+    network: PixelNetwork, images: ImageSet, flops: NetworkFlops
+) -> None:
     with pytest.raises(UserError, match="lowest that can be reached"):
         calibrate(network, images, Budget(0.001, "flops"), flops)
     assert all(gate.threshold == 0 for _, gate in named_gates(network))

@@ -34,6 +34,11 @@ NETWORKS = {
 LARGE = ("resnet50", "seresnet50", "resnetv2_50", "torchvision:resnet50")
 
 
+@pytest.fixture
+def network(gated_network: nn.Module) -> nn.Module:
+    return gated_network
+
+
 @pytest.mark.parametrize("name", but_slow(NETWORKS, LARGE))
 def test_a_converted_network_is_the_original_with_open_gates_and_skips_right(
     name: str, lively: Callable[..., nn.Module]
@@ -90,8 +95,7 @@ def test_a_converted_network_is_the_original_with_open_gates_and_skips_right(
     assert 0 < torch.stack(list(chosen.values())).mean() < 1
 
 
-def test_a_skipped_block_is_not_computed(small_network: nn.Module) -> None:
-    network = convert(small_network)
+def test_a_skipped_block_is_not_computed(network: nn.Module) -> None:
     computed: list[str] = []
     for name, _ in named_gates(network):
         network.get_submodule(f"{name}.conv1").register_forward_hook(
@@ -116,8 +120,7 @@ def test_strip_is_the_inverse(small_network: nn.Module) -> None:
     assert torch.equal(network(x), expected)
 
 
-def test_a_deep_copy_is_independent(small_network: nn.Module) -> None:
-    network = convert(small_network)
+def test_a_deep_copy_is_independent(network: nn.Module) -> None:
     twin = copy.deepcopy(network)
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -127,8 +130,7 @@ def test_a_deep_copy_is_independent(small_network: nn.Module) -> None:
         assert not torch.equal(twin(x), network(x))
 
 
-def test_timms_questions_are_still_answered(small_network: nn.Module) -> None:
-    network = convert(small_network)
+def test_timms_questions_are_still_answered(network: nn.Module) -> None:
     assert network.num_classes == 3
     assert network.pretrained_cfg["input_size"] == (3, 32, 32)
     assert network.forward_features(torch.randn(1, 3, 32, 32)).shape == (1, 64, 8, 8)
@@ -180,8 +182,7 @@ def test_networks_that_cannot_be_converted_are_told(small_network: nn.Module) ->
         set_policy(small_network, "always")  # type: ignore[arg-type]
 
 
-def test_recorded_decisions_are_those_made(small_network: nn.Module) -> None:
-    network = convert(small_network)
+def test_recorded_decisions_are_those_made(network: nn.Module) -> None:
     for _, gate in named_gates(network):
         nn.init.normal_(gate.fc2.weight)
     x = torch.randn(8, 3, 32, 32)
@@ -198,8 +199,7 @@ def test_recorded_decisions_are_those_made(small_network: nn.Module) -> None:
     assert not decisions
 
 
-def test_expected_scales_every_residual(small_network: nn.Module) -> None:
-    network = convert(small_network)
+def test_expected_scales_every_residual(network: nn.Module) -> None:
     x = torch.randn(4, 3, 32, 32)
     gates = dict(named_gates(network))
     for gate in gates.values():

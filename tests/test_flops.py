@@ -78,8 +78,8 @@ def test_executed_by_hand() -> None:
     assert counts.gate_params == 10
 
 
-def test_counting_leaves_the_network_as_it_was(small_network: nn.Module) -> None:
-    network = convert(small_network).train()
+def test_counting_leaves_the_network_as_it_was(gated_network: nn.Module) -> None:
+    network = gated_network.train()
     network.layer1[0].bn1.eval()
     modes = [module.training for module in network.modules()]
     policies = [gate.policy for _, gate in named_gates(network)]

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import to_tensor
 
-from aigtool.conversion import convert, named_gates, recorded_decisions
+from aigtool.conversion import named_gates, recorded_decisions
 from aigtool.data.images import ImageSet, open_images
 from aigtool.errors import UserError
 from aigtool.flops import count_flops
@@ -24,11 +24,10 @@ def images(image_folder: Path) -> ImageSet:
 
 
 @pytest.fixture
-def network(small_network: nn.Module) -> PixelNetwork:
-    converted = convert(small_network)
-    for _, gate in named_gates(converted):
+def network(gated_network: nn.Module) -> PixelNetwork:
+    for _, gate in named_gates(gated_network):
         nn.init.normal_(gate.fc2.weight, std=2.0)
-    return PixelNetwork(converted, InputSpec.of(converted)).eval()
+    return PixelNetwork(gated_network, InputSpec.of(gated_network)).eval()
 
 
 def collect(network: PixelNetwork, images: ImageSet, **options: object) -> ExecutionTrace:

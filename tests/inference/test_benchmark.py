@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aigtool.conversion import convert, named_gates
+from aigtool.conversion import named_gates
 from aigtool.data.images import open_images
 from aigtool.data.loading import eval_transform
 from aigtool.errors import UserError
@@ -32,8 +32,8 @@ def setting(engine: Any = "skip", batch_size: int = 2) -> Setting:
 
 
 @pytest.fixture
-def model(small_network: torch.nn.Module) -> Model:
-    return differing(convert(small_network, input_size=(3, 32, 32)))
+def model(gated_network: torch.nn.Module) -> Model:
+    return differing(gated_network)
 
 
 class Clock:

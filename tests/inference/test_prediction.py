@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aigtool.conversion import convert
 from aigtool.data.images import open_images
 from aigtool.data.loading import eval_transform
 from aigtool.errors import UserError
@@ -27,9 +26,9 @@ def refuse(problem: str) -> None:
 
 
 def test_they_equal_the_trace_of_evaluate(
-    small_network: torch.nn.Module, image_folder: Path
+    gated_network: torch.nn.Module, image_folder: Path
 ) -> None:
-    model = differing(convert(small_network, input_size=(3, 32, 32)))
+    model = differing(gated_network)
     spec, names = model.description.input, ("blue", "green", "red")
     network = ServedNetwork(model)
     images = open_images(str(image_folder), "test", eval_transform(spec), names)

@@ -50,9 +50,9 @@ def test_a_model_file_round_trips(small_network: nn.Module, tmp_path: Path) -> N
     assert not loaded.network.training
 
 
-def test_the_header_is_readable_without_us(small_network: nn.Module, tmp_path: Path) -> None:
+def test_the_header_is_readable_without_us(gated_network: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    save_model(path, convert(small_network), DESCRIPTION)
+    save_model(path, gated_network, DESCRIPTION)
     with safetensors.safe_open(path, framework="pt") as file:
         about = json.loads(file.metadata()["aigtool"])
     assert about["format_version"] == 1

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torchvision.transforms.functional import to_tensor
 
-from aigtool.conversion import convert, named_gates
+from aigtool.conversion import named_gates
 from aigtool.data.images import ImageSet, open_images
-from aigtool.flops import count_flops
+from aigtool.flops import NetworkFlops
 from aigtool.models.description import InputSpec, PixelNetwork
 from aigtool.robustness.cases import Judged
 
@@ -27,13 +27,12 @@ def batch(images: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.fixture
-def judged(small_network: nn.Module) -> Judged:
+def judged(gated_network: nn.Module, gated_flops: NetworkFlops) -> Judged:
     """A network whose gates differ from image to image."""
-    network = convert(small_network)
-    for _, gate in named_gates(network):
+    for _, gate in named_gates(gated_network):
         nn.init.normal_(gate.fc2.weight, std=2.0)
-    pixel_network = PixelNetwork(network, InputSpec.of(network)).eval()
-    return Judged(pixel_network, count_flops(network, (3, 32, 32)), "argmax")
+    pixel_network = PixelNetwork(gated_network, InputSpec.of(gated_network)).eval()
+    return Judged(pixel_network, gated_flops, "argmax")
 
 
 @pytest.fixture

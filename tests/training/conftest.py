@@ -4,13 +4,12 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from torch import nn
 from torchvision.transforms.functional import to_tensor
 
-from aigtool.conversion import convert
 from aigtool.data.images import ImageSet, open_images
 from aigtool.models.description import Description
 from aigtool.models.files import Model
-from tests.conftest import MadeOnce
 from tests.training.small import SPEC
 
 
@@ -22,14 +21,9 @@ def _blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.fixture(scope="session")
-def gated_once(small_once: MadeOnce) -> MadeOnce:
-    return MadeOnce(lambda: convert(small_once.copied()))
-
-
 @pytest.fixture
-def model(gated_once: MadeOnce) -> Model:
-    return Model(gated_once.copied(), Description("cifar_resnet20", 3, input=SPEC))
+def model(gated_network: nn.Module) -> Model:
+    return Model(gated_network, Description("cifar_resnet20", 3, input=SPEC))
 
 
 @pytest.fixture

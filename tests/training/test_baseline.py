@@ -3,12 +3,12 @@ import math
 import torch
 from torch import nn
 
-from aigtool.conversion import convert, gate_policy
+from aigtool.conversion import gate_policy
 from aigtool.training.baseline import dropping_blocks
 
 
-def test_it_runs_every_block_in_evaluation_and_shares_its_weights(small_network: nn.Module) -> None:
-    network = convert(small_network).eval()
+def test_it_runs_every_block_in_evaluation_and_shares_its_weights(gated_network: nn.Module) -> None:
+    network = gated_network.eval()
     twin = dropping_blocks(network, 0.6).eval()
     pixels = torch.rand(4, 3, 32, 32)
     with torch.no_grad(), gate_policy(network, "open"):
@@ -18,10 +18,10 @@ def test_it_runs_every_block_in_evaluation_and_shares_its_weights(small_network:
 
 
 def test_each_block_runs_at_its_rate_and_is_scaled_to_keep_the_mean(
-    small_network: nn.Module,
+    gated_network: nn.Module,
 ) -> None:
     """Within 4 standard errors of 0.6 over 9 blocks of 2,000 images."""
-    twin = dropping_blocks(convert(small_network), 0.6).train()
+    twin = dropping_blocks(gated_network, 0.6).train()
     scales: list[torch.Tensor] = []
 
     for module in twin.modules():

@@ -84,11 +84,11 @@ def test_a_network_of_other_stages_gives_no_hints(
 
 
 def test_features_draw_near_those_before(
-    small_network: nn.Module, image_folder: Path, tmp_path: Path
+    gated_network: nn.Module, image_folder: Path, tmp_path: Path
 ) -> None:
     """A tenth and more of what closed gates lose is learnt again in 15 small steps."""
     torch.manual_seed(0)
-    model = Model(convert(small_network), Description("", 3, input=InputSpec(size=(3, 32, 32))))
+    model = Model(gated_network, Description("", 3, input=InputSpec(size=(3, 32, 32))))
     train, val = (open_images(str(image_folder), part, to_tensor) for part in ("train", "val"))
     options = {"information": 0.0, "rate_weight": 0.0, "gate_lr": 0.0, "noise_hold": 1.0}
     config = FinetuneConfig(

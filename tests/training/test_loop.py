@@ -103,12 +103,11 @@ def test_a_run_learns_and_leaves_every_file(
 
 @pytest.mark.slow
 def test_a_run_is_deterministic(
-    small_network: nn.Module, train: ImageSet, val: ImageSet, tmp_path: Path
+    gated_network: nn.Module, train: ImageSet, val: ImageSet, tmp_path: Path
 ) -> None:
-    convert(small_network)
     weights = []
     for name in ("a", "b"):
-        model = Model(copy.deepcopy(small_network), Description("cifar_resnet20", 3, input=SPEC))
+        model = Model(copy.deepcopy(gated_network), Description("cifar_resnet20", 3, input=SPEC))
         finetune(model, train, val, FAST, out=tmp_path / name)
         weights.append(load_model(tmp_path / name / "best.safetensors").network.state_dict())
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
@@ -285,13 +284,12 @@ def test_a_run_ends_within_its_budget(
 
 
 def test_workers_change_nothing(
-    small_network: nn.Module, train: ImageSet, val: ImageSet, tmp_path: Path
+    gated_network: nn.Module, train: ImageSet, val: ImageSet, tmp_path: Path
 ) -> None:
-    convert(small_network)
     moving = replace(train, transform=transforms.Compose([transforms.RandomCrop(32, 4), to_tensor]))
     states = []
     for workers in (0, 2):
-        model = Model(copy.deepcopy(small_network), Description("cifar_resnet20", 3, input=SPEC))
+        model = Model(copy.deepcopy(gated_network), Description("cifar_resnet20", 3, input=SPEC))
         config = replace(FAST, epochs=1, workers=workers)
         result = finetune(model, moving, val, config, out=tmp_path / str(workers))
         states.append(result.model.network.state_dict())
@@ -322,13 +320,12 @@ def test_each_part_of_the_recipe_still_learns(
 
 
 def test_averaged_weights_are_what_is_judged_and_kept(
-    small_network: nn.Module, train: ImageSet, val: ImageSet, tmp_path: Path
+    gated_network: nn.Module, train: ImageSet, val: ImageSet, tmp_path: Path
 ) -> None:
     """The mean that timm's ModelEmaV3 keeps, worked out from the weights after each step."""
-    convert(small_network)
     kept = {}
     for decay in (0.0, 0.5):
-        model = Model(copy.deepcopy(small_network), Description("cifar_resnet20", 3, input=SPEC))
+        model = Model(copy.deepcopy(gated_network), Description("cifar_resnet20", 3, input=SPEC))
         config = replace(FAST, epochs=1, batch_size=8, model_ema_decay=decay)
         weights = [model.network.linear.weight.detach().clone()]
         live = model.network

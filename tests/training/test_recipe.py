@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
 
-from aigtool.conversion import convert, named_gates
+from aigtool.conversion import named_gates
 from aigtool.data.images import open_images
 from aigtool.errors import UserError
 from aigtool.models.description import Description, InputSpec
@@ -71,8 +71,8 @@ class Runs:
 
 
 @pytest.fixture
-def gated(small_network: nn.Module, image_folder: Path, tmp_path: Path) -> Runs:
-    return Runs(convert(small_network), image_folder, tmp_path / "run")
+def gated(gated_network: nn.Module, image_folder: Path, tmp_path: Path) -> Runs:
+    return Runs(gated_network, image_folder, tmp_path / "run")
 
 
 @pytest.fixture

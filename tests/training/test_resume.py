@@ -42,7 +42,7 @@ class StoppedError(Exception):
 def test_a_run_that_was_stopped_ends_as_one_that_never_was(
     stop: int,
     options: dict[str, Any],
-    small_network: nn.Module,
+    gated_network: nn.Module,
     train: ImageSet,
     val: ImageSet,
     tmp_path: Path,
@@ -50,7 +50,6 @@ def test_a_run_that_was_stopped_ends_as_one_that_never_was(
 ) -> None:
     """Stopped in the middle of an epoch, or at its end, of 2 with 4 steps each."""
     monkeypatch.setattr("aigtool.training.trainer.SAVE_SECONDS", -1.0)
-    convert(small_network)
     config = replace(
         FAST,
         epochs=2,
@@ -68,7 +67,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_never_was(
     moving = replace(train, transform=transforms.Compose([transforms.RandomCrop(32, 4), to_tensor]))
 
     def run(name: str, **options: Any) -> FinetuneResult:
-        model = Model(copy.deepcopy(small_network), Description("cifar_resnet20", 3, input=SPEC))
+        model = Model(copy.deepcopy(gated_network), Description("cifar_resnet20", 3, input=SPEC))
         taught = Model(copy.deepcopy(teacher), Description("cifar_resnet20", 3, input=SPEC))
         return finetune(model, moving, val, config, out=tmp_path / name, teacher=taught, **options)
 
