@@ -29,6 +29,7 @@ _ABOUT: frozenset[Any] = frozenset({"shape", "dtype", "device", "ndim", "size", 
 _TUPLES: frozenset[Any] = frozenset({torch.chunk, torch.split, torch.unbind})
 _TUPLE_METHODS: frozenset[Any] = frozenset({"chunk", "split", "unbind"})
 
+_NO_ADDITION = "it does not end in an addition of two branches"
 _OWN = ("gate", "parts", "source")
 """Attributes that a ``GatedBlock`` adds to those of its block."""
 
@@ -103,6 +104,8 @@ def split(block: nn.Module, shortcut: str | None = None) -> Split:
 
 
 def _split(block: nn.Module, shortcut: str | None) -> Split:
+    if _ends_in_a_layer(block):
+        raise NotResidualError(_NO_ADDITION)
     graph = capture(block)
     as_traced = str(graph)
     written = _thread_writes(block, graph)
@@ -199,7 +202,7 @@ def _last_addition(block: nn.Module, graph: fx.Graph) -> tuple[fx.Node, fx.Node]
         if len(node.all_input_nodes) != 1 or any(weight.ndim > 1 for weight in weights):
             break
         node = node.all_input_nodes[0]
-    raise NotResidualError("it does not end in an addition of two branches")
+    raise NotResidualError(_NO_ADDITION)
 
 
 def _is_layer(node: fx.Node) -> bool:
@@ -220,6 +223,14 @@ def _computed_from(x: fx.Node, graph: fx.Graph) -> set[fx.Node]:
         if asked not in _ABOUT and not data.isdisjoint(node.all_input_nodes):
             data.add(node)
     return data
+
+
+def _ends_in_a_layer(module: nn.Module) -> bool:
+    """Whether it is plain without a trace, which takes long, that nothing is added at its end."""
+    kind = type(module)
+    is_layer = kind.__module__.startswith("torch.nn.") and not any(module.children())
+    is_chain = isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward
+    return is_layer or is_chain
 
 
 def _behind(node: fx.Node, data: set[fx.Node]) -> set[fx.Node]:

@@ -133,6 +133,7 @@ def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> Network
             opened = _count(network, image)
         with gate_policy(network, "closed"):
             closed = _count(network, image)
+        gates = _count_gates(inputs)
         blocks = tuple(
             _with_gate(
                 BlockFlops(
@@ -142,7 +143,7 @@ def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> Network
                 ),
                 opened[name] - closed[name],
                 block,
-                inputs,
+                gates,
             )
             for name, block in network.named_modules()
             if name in shapes
@@ -156,7 +157,7 @@ def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> Network
 
 
 def _with_gate(
-    counts: BlockFlops, saved: int, block: nn.Module, inputs: dict[Gate, Tensor]
+    counts: BlockFlops, saved: int, block: nn.Module, gates: dict[Gate, int]
 ) -> BlockFlops:
     if not isinstance(block, GatedBlock):
         return counts
@@ -165,9 +166,17 @@ def _with_gate(
         counts,
         gated=True,
         skippable=saved / 1e9,
-        gate=_count(_GateLogits(gate), inputs[gate])[""] / 1e9,
+        gate=gates[gate] / 1e9,
         gate_params=sum(p.numel() for p in gate.parameters()),
     )
+
+
+def _count_gates(inputs: dict[Gate, Tensor]) -> dict[Gate, int]:
+    """Count each gate; those of the same size once."""
+    sizes = {gate: (gate.width, given.shape) for gate, given in inputs.items()}
+    some = {size: gate for gate, size in sizes.items()}
+    counts = {size: _count(_GateLogits(gate), inputs[gate])[""] for size, gate in some.items()}
+    return {gate: counts[size] for gate, size in sizes.items()}
 
 
 def _count(network: nn.Module, image: Tensor) -> dict[str, int]:
