@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from aigtool.conversion import convert
 from aigtool.flops import NetworkFlops, count_flops
+from aigtool.models.cifar_resnet import CifarResNet
 from aigtool.models.zoo import create_network
 from tests.proof import enliven
 
@@ -68,6 +69,17 @@ def small_once() -> MadeOnce:
 def small_network(small_once: MadeOnce) -> nn.Module:
     """A lively ResNet-20 for 32x32 images."""
     return small_once.copied()
+
+
+@pytest.fixture(scope="session")
+def shallow_once() -> MadeOnce:
+    return MadeOnce(lambda: enliven(CifarResNet(8), 32))
+
+
+@pytest.fixture
+def shallow(shallow_once: MadeOnce) -> nn.Module:
+    """A lively ResNet of a block a stage, for what takes long for each block."""
+    return shallow_once.copied()
 
 
 @pytest.fixture(scope="session")

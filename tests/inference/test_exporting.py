@@ -120,12 +120,13 @@ def test_only_an_input_that_is_added_itself_is_copied(exported: onnx.ModelProto)
         assert otherwise[-1:] == ["Relu"] and "Identity" not in otherwise, name
 
 
-def test_a_skipped_block_is_not_computed(model: Model, tmp_path: Path) -> None:
+def test_a_skipped_block_is_not_computed(shallow: nn.Module, tmp_path: Path) -> None:
     """By onnxruntime's own account of the convolutions that it ran."""
+    model = differing(convert(shallow, input_size=SIZE))
     flops = count_flops(model.network, SIZE)
     exported = export_onnx(model, flops, thresholds_as_inputs=True).SerializeToString()
     gates = [name for name, _ in named_gates(model.network)]
-    for executed in ([False] * 9, [True] * 9, [number in (2, 3, 8) for number in range(9)]):
+    for executed in ([False] * 3, [True] * 3, [True, False, True]):
         options = onnxruntime.SessionOptions()
         options.enable_profiling = True
         options.profile_file_prefix = str(tmp_path / "profile")
@@ -140,21 +141,8 @@ def test_a_skipped_block_is_not_computed(model: Model, tmp_path: Path) -> None:
         assert len(ran) == 1 + 2 * sum(executed)  # the stem's, and two a block
 
 
-def test_thresholds_are_kept(model: Model, pixels: Tensor) -> None:
-    shifted = copy.deepcopy(model)
-    for _, gate in named_gates(shifted.network):
-        gate.threshold.sub_(1.0)
-    network = ExportedNetwork(
-        export_onnx(shifted, count_flops(shifted.network, SIZE)).SerializeToString()
-    )
-    answers = network(pixels)
-    thresholds = torch.stack([gate.threshold for _, gate in named_gates(shifted.network)])
-    assert torch.equal(answers.executed, answers.gate_logits > thresholds)
-    assert torch.equal(answers.executed, ServedNetwork(shifted)(pixels).executed)
-
-
-def test_a_network_without_gates_is_exported_too(lively: Callable[[str, int], nn.Module]) -> None:
-    dense = model_of(lively("cifar_resnet20", 32), "cifar_resnet20")
+def test_a_network_without_gates_is_exported_too(shallow: nn.Module) -> None:
+    dense = model_of(shallow, "")
     network = ExportedNetwork(
         export_onnx(dense, count_flops(dense.network, SIZE)).SerializeToString()
     )
