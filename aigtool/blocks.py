@@ -228,7 +228,7 @@ def _computed_from(x: fx.Node, graph: fx.Graph) -> set[fx.Node]:
 def _ends_in_a_layer(module: nn.Module) -> bool:
     """Whether it is plain without a trace, which takes long, that nothing is added at its end."""
     kind = type(module)
-    is_layer = kind.__module__.startswith("torch.nn.") and not any(module.children())
+    is_layer = kind.__module__.startswith("torch.nn.") and not [*module.children()]
     is_chain = isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward
     return is_layer or is_chain
 

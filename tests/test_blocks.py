@@ -87,6 +87,18 @@ class HoldsItsWeight(nn.Module):
         return self.scale * x + nn.functional.conv2d(x, self.weight)
 
 
+class Chain(nn.Sequential):
+    """A sequence of modules whose output is that of the last: no block."""
+
+
+class ResidualChain(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(4, 4, 1), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
 BLOCKS = {"pre-activation": PreActivation, "in-place": InPlace, "named": NamesTheAddends}
 
 
@@ -146,6 +158,12 @@ def test_weights_of_the_block_itself_tell_the_residual() -> None:
     x = torch.randn(3, 4, 5, 5)
     gated_block.gate.policy = "closed"
     assert torch.equal(gated_block(x), block.scale * x)
+
+
+def test_a_sequence_with_a_shortcut_around_it_is_a_block() -> None:
+    block = ResidualChain().eval()
+    x = torch.randn(2, 4, 3, 3)
+    assert torch.equal(GatedBlock(block, split(block), Gate(4)).eval()(x), block(x))
 
 
 @pytest.mark.parametrize("kind", BLOCKS.values(), ids=BLOCKS)
@@ -343,6 +361,8 @@ class Bias(nn.Module):
         (TwoInputs(), "more or fewer than one input"),
         (Bias(), "does not reach the input"),
         (nn.Sequential(nn.Conv2d(4, 4, 1)), "does not end in an addition"),
+        (Chain(nn.Conv2d(4, 4, 1)), "does not end in an addition"),
+        (nn.Conv2d(4, 4, 1), "does not end in an addition"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )

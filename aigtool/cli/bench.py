@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -142,7 +142,12 @@ def bench(
             "images; expected one of the two"
         )
     check_goes_with_data(
-        data, split=split, data_dir=data_dir, download=download, class_map=class_map
+        data,
+        split=split,
+        data_dir=data_dir,
+        download=download,
+        class_map=class_map,
+        **replace(override, img_size=None).given,
     )
     rates = parse_rates("simulate-rate", simulate_rate or "0.6")
     sizes = parse_counts("batch-size", batch_size)

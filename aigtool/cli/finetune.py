@@ -220,7 +220,7 @@ def _stored(folder: Path, ctx: typer.Context, given: Mapping[str, Any]) -> dict[
         is_given = source is not None and source.name == "COMMANDLINE"
         if name in ("force", "out") and is_given:
             raise UserError(f"--{name} was given with --resume, which writes to its own folder")
-        if is_given and name in stored and as_kept(given[name]) != stored[name]:
+        if is_given and name in stored and as_kept(name, given[name]) != stored[name]:
             option = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
             raise UserError(
                 f"--resume {folder}: the run was started with {option} {stored[name]}, not "

@@ -1,14 +1,19 @@
 """``aigtool flops``: where a network's multiply-accumulates are."""
 
 from aigtool.cli.console import print_json, print_table, status
+from aigtool.cli.grouping import takes_size
 from aigtool.cli.options import Debug, Json, ModelFile, Quiet
+from aigtool.models.override import InputOverride
 
 
+@takes_size
 def flops(
     model: ModelFile,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
+    *,
+    override: InputOverride,
 ) -> None:
     """Count a network's GFLOPs: dense, per block and of the gates.
 
@@ -18,7 +23,7 @@ def flops(
         from aigtool.flops import count_flops
         from aigtool.models.files import load_model
 
-        loaded = load_model(model)
+        loaded = load_model(model).overridden(override)
         counts = count_flops(loaded.network, loaded.description.input.size)
     if json:
         print_json(

@@ -56,6 +56,10 @@ def options_of(
         kind: Its docstring tells of each field under ``Attributes:``.
         panel: Of the help.
         without: Fields to leave out.
+
+    Example:
+        >>> [*options_of(InputOverride, "Data", ("mean", "std"))]
+        ['img_size', 'crop_pct', 'crop_mode', 'interpolation']
     """
     told, types = attribute_docs(kind), get_type_hints(kind)
     return {
@@ -81,8 +85,8 @@ def attribute_docs(kind: type) -> dict[str, str]:
     """Return what a class's docstring says about each of its attributes.
 
     Example:
-        >>> attribute_docs(InputOverride)["img_size"]
-        'Side of the square that the network sees, in pixels.'
+        >>> attribute_docs(InputOverride)["interpolation"]
+        'Filter that resizes.'
     """
     section = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
     told: dict[str, str] = {}
@@ -101,5 +105,8 @@ _OVERRIDES = options_of(InputOverride, "Data", ("mean", "std"))
 OVERRIDES = tuple(_OVERRIDES)
 takes_override = gathers("override", _OVERRIDES, InputOverride)
 """Gives a command with a parameter ``override`` options for images of another size and crop."""
+_SIZE = {"img_size": _OVERRIDES["img_size"]}
+takes_size = gathers("override", _SIZE, InputOverride)
+"""Does so for the size alone."""
 takes_input = gathers("override", options_of(InputOverride, "Input"), InputOverride)
 """Does so for all that is known of the input."""

@@ -53,7 +53,7 @@ class Prepared:
 
     def context(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return what ``config.yaml`` says besides the options of the recipe."""
-        kept = {name: as_kept(settings[name]) for name in CONTEXT}
+        kept = {name: as_kept(name, settings[name]) for name in CONTEXT}
         return {**kept, **self.digests, "device": str(self.device)}
 
 

@@ -12,8 +12,9 @@ from aigtool.training.config import FinetuneConfig
 _ELSEWHERE = ("target_rate", "target_flops", "batch_size", "workers", "seed")
 """Options that commands spell out themselves."""
 AUGMENTATIONS = tuple(field.name for field in fields(Augmentation))
+_PATHS = ("model", "data", "dense", "data_dir", "class_map")
 CONTEXT = (
-    *("model", "data", "dense", "data_dir", "download", "class_map", "limit", "val_fraction"),
+    *(*_PATHS, "download", "limit", "val_fraction"),
     *AUGMENTATIONS,
     *OVERRIDES,
 )
@@ -74,7 +75,8 @@ def read_recipe(settings: Mapping[str, Any]) -> tuple[FinetuneConfig, Augmentati
     return FinetuneConfig(**options), Augmentation(**{n: settings[n] for n in AUGMENTATIONS})
 
 
-def as_kept(value: Any) -> Any:
-    """Return what YAML keeps; a file or folder is found again from another folder."""
-    is_path = isinstance(value, str) and value not in ("", "digits") and Path(value).exists()
+def as_kept(name: str, value: Any) -> Any:
+    """Return what YAML keeps of an option; a file or folder is found again from another folder."""
+    is_text = isinstance(value, str) and value not in ("", "digits")
+    is_path = name in _PATHS and is_text and Path(value).exists()
     return str(Path(value).resolve()) if is_path or isinstance(value, Path) else value

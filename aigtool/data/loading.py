@@ -7,7 +7,7 @@ from itertools import chain, pairwise
 from typing import Any, cast
 
 import torch
-from PIL.Image import Image
+from PIL.Image import Image, Resampling
 from PIL.ImageOps import posterize
 from timm.data import create_transform
 from torch import Tensor
@@ -20,6 +20,7 @@ from aigtool.data.seeding import seeded
 from aigtool.errors import UserError
 from aigtool.models.description import InputSpec
 
+_MOVING = {Resampling.NEAREST, Resampling.BILINEAR, Resampling.BICUBIC}
 SMALL = 64
 """Up to this side, training crops shift a padded image; above it, they take a random part."""
 
@@ -91,6 +92,9 @@ def train_transform(
         for op in getattr(policy, "ops", None) or chain(*getattr(policy, "policy", ())):
             if op.name.startswith("Posterize"):
                 op.aug_fn = _posterize
+            # Pillow turns and shears by these alone.
+            if op.kwargs["resample"] in set(Resampling) - _MOVING:
+                op.kwargs["resample"] = Resampling.BICUBIC
     _, height, width = spec.size
     if max(height, width) <= SMALL:
         plain = cast(transforms.Compose, eval_transform(spec))

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from aigtool.blocks import GatedBlock
 from aigtool.conversion import gate_policy
 from aigtool.modes import in_mode
-from aigtool.rehearsal import run, run_on_meta
+from aigtool.rehearsal import run, run_on_meta, unsuitable
 
 _ABOUT = frozenset(
     {
@@ -57,6 +57,9 @@ def read(network: nn.Module, input_size: tuple[int, int, int]) -> Reading:
         network: It is left as it was.
         input_size: Channels, height and width of its input.
 
+    Raises:
+        UserError: It cannot be run on an input of that size.
+
     Example:
         >>> import torchvision
         >>> from aigtool.conversion import convert
@@ -72,8 +75,11 @@ def read(network: nn.Module, input_size: tuple[int, int, int]) -> Reading:
                 run_on_meta(network, input_size)
         # What depends on numbers may raise anything where there are none.
         except Exception:
-            with (notes := _Notes()).taken(network):
-                run(network, input_size)
+            try:
+                with (notes := _Notes()).taken(network):
+                    run(network, input_size)
+            except Exception as error:
+                raise unsuitable(network, input_size, error) from error
     return Reading(dict(notes.norms()), frozenset(notes.overwritable()), dict(notes.following()))
 
 

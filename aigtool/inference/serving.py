@@ -35,7 +35,7 @@ def serve(network: Network, input_size: tuple[int, int, int] = (3, 224, 224)) ->
         hooks should clone what is to be kept.
 
     Raises:
-        UserError: The network is served already.
+        UserError: The network is served already, or cannot be run on an input of that size.
 
     Example:
         >>> import torch, torchvision

@@ -7,17 +7,15 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
-from aigtool.conversion import gate_policy, put_gates, set_policy, strip
+from aigtool.conversion import put_gates, set_policy, strip
 from aigtool.errors import UserError
 from aigtool.gates import Gate
 from aigtool.graphs import NotResidualError
 from aigtool.models.description import FORMAT_VERSION, Description
-from aigtool.models.override import InputOverride
+from aigtool.models.override import AS_IT_IS, InputOverride
 from aigtool.models.zoo import create_network
-from aigtool.modes import in_mode
 from aigtool.output import replacing
 
 _KEY = "aigtool"
@@ -51,27 +49,14 @@ class Model:
         return Model(strip(self.network), replace(self.description, gated_blocks={}, shortcuts={}))
 
     def overridden(self, by: InputOverride) -> "Model":
-        """Return the same network for other images.
+        """Return the same network for other images; whether it takes them is seen when it runs.
 
-        Raises:
-            UserError: It takes none of that size.
+        Example:
+            >>> model = Model(create_network("cifar_resnet20"), Description("cifar_resnet20", 10))
+            >>> model.overridden(InputOverride(img_size=32)).description.input.size
+            (3, 32, 32)
         """
         spec = self.description.input.overridden(by)
-        if spec.size != self.description.input.size:
-            weight = next(self.network.parameters())
-            try:
-                with (
-                    torch.no_grad(),
-                    in_mode(self.network, training=False),
-                    gate_policy(self.network, "open"),
-                ):
-                    self.network(weight.new_zeros(1, *spec.size))
-            except (AssertionError, RuntimeError, ValueError) as error:
-                reason = str(error).partition("\n")[0] or type(error).__name__
-                raise UserError(
-                    f"img-size {by.img_size}: the network takes no images of that size ({reason}); "
-                    f"its own is {self.description.input.size[-1]}"
-                ) from error
         return Model(self.network, replace(self.description, input=spec))
 
 
@@ -154,7 +139,7 @@ def load_reference(
     model: Model,
     path: str | Path,
     dense: str | Path | None = None,
-    override: InputOverride | None = None,
+    override: InputOverride = AS_IT_IS,
 ) -> tuple[str, Model]:
     """Find what to compare a gated network with.
 
@@ -176,7 +161,7 @@ def load_reference(
         return "dense", model
     if dense is None and not beside.is_file():
         return "open", model
-    reference = load_model(dense or beside).overridden(override or InputOverride())
+    reference = load_model(dense or beside).overridden(override)
     if reference.description.gated_blocks:
         raise UserError(
             f"dense network {dense or beside} has gates: expected the network before gating; "
@@ -199,12 +184,15 @@ def check_comparable(gated: Description, dense: Description, path: str | Path) -
     """
     names = (gated.class_names, dense.class_names)
     if dense.num_classes != gated.num_classes or (None not in names and names[0] != names[1]):
-        problem = "has other classes than the gated network"
+        problem = "has other classes than the gated network;"
     elif dense.input.size != gated.input.size:
-        problem = f"takes images of {dense.input.size}, the gated network of {gated.input.size}"
+        problem = (
+            f"takes images of {dense.input.size}, the gated network of {gated.input.size}; give "
+            "both the same with --img-size, or"
+        )
     else:
         return
-    raise UserError(f"network {path} {problem}; choose another to compare with")
+    raise UserError(f"network {path} {problem} choose another to compare with")
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

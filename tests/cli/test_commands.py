@@ -1,5 +1,6 @@
 """Every command on small data, in one process: what it prints, writes and returns."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -145,44 +146,65 @@ def test_a_network_sees_other_images_where_that_is_asked(
     assert model.description.input == InputSpec(
         (3, 16, 16), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic", 0.5, "center"
     )
-    told = ["--data", image_folder, "--json"]
+    dense = tmp_path / "other.safetensors"
+    aigtool("convert", path, "--strip", "--out", dense)
+    told = ["--data", image_folder, "--dense", dense, "--json"]
     asked = ["--img-size", "24", "--crop-mode", "squash"]
-    counts = [aigtool("evaluate", path, *told, *more)["gflops_dense"] for more in ([], [*asked])]
-    assert counts == [count_flops(model.network, (3, s, s)).gflops_dense for s in (16, 24)]
+    for size, more in ((16, []), (24, asked)):
+        summary = aigtool("evaluate", path, *told, *more)
+        expected = count_flops(model.network, (3, size, size)).gflops_dense
+        assert summary["gflops_dense"] == summary["reference"]["gflops_dense"] == expected
+    assert aigtool("flops", path, "--img-size", "24", "--json")["gflops_dense"] == expected
+
+
+SHOWN = ["--crop-pct", "0.5", "--crop-mode", "border", "--interpolation", "box"]
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["analyze", "--data", "images"],
-        ["analyze", "--image", "images"],
-        ["attack", "--data", "images"],
-        ["bench"],
-        ["calibrate", "--data", "images", "--target-rate", "0.5"],
-        ["evaluate", "--data", "images"],
-        ["export"],
-        ["finetune", "--data", "images"],
-        ["predict", "images"],
-        ["sweep", "--data", "images", "--target-rate", "0.5"],
+        ["analyze", "r20.safetensors", "--data", "images", *SHOWN],
+        ["analyze", "r20.safetensors", "other.safetensors", "--data", "images", *SHOWN],
+        ["analyze", "r20.safetensors", "--image", "a.png", *SHOWN],
+        ["attack", "r20.safetensors", "--data", "images", *SHOWN],
+        ["bench", "r20.safetensors", "--data", "images", *SHOWN],
+        ["bench", "cifar_resnet20"],
+        ["calibrate", "r20.safetensors", "--data", "images", "--target-rate", "0.5", *SHOWN],
+        ["convert", "cifar_resnet20", "--out", "new.safetensors", *SHOWN],
+        ["evaluate", "r20.safetensors", "--data", "images", *SHOWN],
+        ["export", "r20.safetensors", *SHOWN],
+        ["finetune", "r20.safetensors", "--data", "images", *SHOWN],
+        ["flops", "r20.safetensors"],
+        ["predict", "r20.safetensors", "images", *SHOWN],
+        ["sweep", "r20.safetensors", "--data", "images", "--target-rate", "0.5", *SHOWN],
     ],
-    ids=" ".join,
+    ids=lambda arguments: " ".join(arguments[:3]),
 )
-def test_commands_ask_for_other_images_before_all_else(
+def test_commands_go_by_what_was_asked_for(
     arguments: list[str],
     model: Path,
+    image_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def refuse(_model: Model, by: InputOverride) -> Model:
-        raise UserError(f"asked for {by.given}")
+    """The first to touch the network as it is with these images says what they are."""
 
-    monkeypatch.setattr(Model, "overridden", refuse)
+    class Told:
+        def __init__(self, by: InputOverride) -> None:
+            self.by = by
+
+        def __getattr__(self, name: str) -> Any:
+            raise UserError(f"{name} asked for, with {self.by.given}")
+
+    shutil.copy(model, model.with_name("other.safetensors"))
+    shutil.copy(next(image_folder.rglob("*.png")), model.with_name("a.png"))
+    monkeypatch.setattr(Model, "overridden", lambda _, by: Told(by))
     monkeypatch.chdir(model.parent)
-    command, *others = arguments
-    asked = ["--img-size", "16", "--crop-pct", "0.5", "--crop-mode", "border"]
-    assert run([command, str(model), *others, *asked, "--interpolation", "box"]) == 2
-    expected = {"img_size": 16, "crop_pct": 0.5, "crop_mode": "border", "interpolation": "box"}
-    assert f"asked for {expected}" in capsys.readouterr().err
+    assert run([*arguments, "--img-size", "16"]) == 2
+    expected: dict[str, Any] = {"img_size": 16}
+    if arguments[-1] == "box":
+        expected |= {"crop_pct": 0.5, "crop_mode": "border", "interpolation": "box"}
+    assert f"asked for, with {expected}" in capsys.readouterr().err
 
 
 def test_json_keys_that_others_build_on(aigtool: Command, model: Path, image_folder: Path) -> None:

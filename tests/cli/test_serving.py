@@ -24,17 +24,22 @@ def test_an_exported_network_predicts_as_the_model_file(
     aigtool: Command, model: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     out, test = tmp_path / "r20.onnx", image_folder / "test"
-    result = aigtool("export", model, "--out", out, "--limit", "4", "--json")
+    smaller = ["--img-size", "16"]
+    result = aigtool("export", model, "--out", out, "--limit", "4", *smaller, "--json")
     assert result["check"]["data"] == "4 images of seeded noise"
     assert result["check"]["flips"] == 0
     assert (result["out"], result["bytes"]) == (str(out), out.stat().st_size)
     lines = [
         [json.loads(line) for line in aigtool("predict", *given).out.splitlines()]
-        for given in ((model, test, "--format", "jsonl"), (out, test, "--format", "jsonl"))
+        for given in (
+            (model, test, *smaller, "--format", "jsonl"),
+            (out, test, "--format", "jsonl"),
+        )
     ]
     assert [len(made) for made in lines] == [12, 12]
     for ours, theirs in zip(*lines, strict=True):
         assert ours["executed"] == theirs["executed"]
+        assert ours["gflops"] == theirs["gflops"]
         assert (ours["file"], ours["label"]) == (theirs["file"], theirs["label"])
         assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-4)
     with_csv = aigtool("predict", model, test / "red", "--format", "csv").out.splitlines()

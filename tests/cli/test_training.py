@@ -209,8 +209,10 @@ def test_a_sweep_compares_its_runs_and_goes_on_where_it_stopped(
     out = tmp_path / "sweep"
     options = ["--epochs", "1", "--batch-size", "8", "--workers", "0", "--out", out]
     command = ["sweep", model, "--data", image_folder, *options, "--compare", small]
+    command += ["--img-size", "16"]
     first = aigtool(*command, "--target-flops", "0.6", "--seeds", "0,1", "--json")
     assert [row["network"] for row in first["runs"]] == ["open", "smaller", "gated", "gated"]
+    assert first["runs"][0]["gflops_executed"] == first["runs"][1]["gflops_executed"]
     (target,) = first["targets"]
     runs = [row for row in first["runs"] if row["network"] == "gated"]
     assert target["runs"] == 2

@@ -67,6 +67,15 @@ CASES = {
     "unknown filter": ([*EVALUATE, "images", "--interpolation", "cubic"], "--interpolation"),
     "mean of bytes": ([*CIFAR20, "--mean", "123", "116", "103"], "mean 123 116 103: expected"),
     "deviation of 0": ([*CIFAR20, "--std", "1", "0", "1"], "std 1 0 1: expected numbers above 0"),
+    "deviation of bytes": ([*CIFAR20, "--std", "58", "57", "57"], "std 58 57 57: expected"),
+    "bench of a crop of nothing": (
+        ["bench", "m.safetensors", "--crop-pct", "0.5"],
+        "--crop-pct without --data",
+    ),
+    "size that it cannot take": (
+        ["convert", "halonet26t", "--img-size", "30", "--out", "o.safetensors"],
+        "cannot be run on an input of 3x30x30",
+    ),
     "mean of one": ([*CIFAR20, "--mean", "0.5"], "--mean"),
     "size of a trace": (["analyze", "t.parquet", "--img-size", "8"], "--img-size with a trace"),
     "crop of an exported file": (

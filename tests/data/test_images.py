@@ -4,6 +4,7 @@ import pickle
 import shutil
 import signal
 from pathlib import Path
+from typing import get_args
 from unittest import mock
 
 import numpy as np
@@ -36,6 +37,7 @@ from aigtool.data.seeding import seeded
 from aigtool.data.training import open_training_images
 from aigtool.errors import UserError
 from aigtool.models.description import Description, InputSpec
+from aigtool.models.override import Interpolation
 
 SPEC = InputSpec(size=(3, 32, 32), crop_pct=1.0)
 
@@ -376,6 +378,16 @@ def test_augmentations_change_training_images_and_no_others() -> None:
     for change in ({"color_jitter": 0.3}, {"aa": None}, {"aa": "rand-m9"}, {"reprob": 1.0}):
         changed = drawn(dataclasses.replace(still, **change))  # type: ignore[arg-type]
         assert not torch.equal(changed, shifted), change
+
+
+@pytest.mark.parametrize("interpolation", get_args(Interpolation))
+def test_images_are_trained_on_by_any_filter(interpolation: str) -> None:
+    """Pillow turns and shears images by three of them alone."""
+    spec = InputSpec(size=(3, 72, 72), interpolation=interpolation)
+    transform = train_transform(spec, Augmentation(aa="rand-m9-n4"))
+    image = Image.effect_noise((80, 80), 80).convert("RGB")
+    with seeded(0):
+        assert all(transform(image).shape == (3, 72, 72) for _ in range(40))
 
 
 @pytest.mark.parametrize("policy", ["rand-m0-n4", "rand-m10-n4-inc1", "rand-m9-mstd9", "original"])

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from aigtool.conversion import convert, named_gates, set_policy
+from aigtool.conversion import convert, named_gates
 from aigtool.errors import UserError
 from aigtool.models.description import Description, InputSpec, PixelNetwork
 from aigtool.models.files import Model, load_model, load_reference, save_model
@@ -176,39 +176,16 @@ def test_the_reference_is_dense_where_there_is_one(
     assert dense.description.input.size == (3, 16, 16)
 
 
-class Picky(nn.Module):
-    """Takes images of 32 pixels alone, unless its gate spares it the trouble."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = convert(create_network("cifar_resnet20", num_classes=3))
-        set_policy(self.network, "closed")
-        self.network.layer3[0].conv1.register_forward_pre_hook(self.look)
-
-    @staticmethod
-    def look(_layer: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-        if given[0].shape[-1] != 16:
-            raise RuntimeError("expected 16 columns\nand more")
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.network(pixels)
-        return logits
-
-
-def test_a_network_is_asked_whether_it_takes_the_images() -> None:
-    picky = Picky().train()
-    model = Model(picky, DESCRIPTION)
-    before = {key: value.clone() for key, value in picky.state_dict().items()}
-    with pytest.raises(UserError, match=r"img-size 64: .*\(expected 16 columns\).*own is 32"):
-        model.overridden(InputOverride(img_size=64))
-    assert picky.training
-    assert {gate.policy for _, gate in named_gates(picky)} == {"closed"}
-    assert all(torch.equal(value, before[key]) for key, value in picky.state_dict().items())
-    other = model.overridden(InputOverride(crop_pct=0.5, std=(1, 2, 3)))
-    assert (other.network, model.description) == (picky, DESCRIPTION)
+def test_what_is_not_given_stays() -> None:
+    model = Model(nn.Identity(), DESCRIPTION)
+    assert model.overridden(InputOverride()) == model
+    other = model.overridden(InputOverride(crop_pct=0.5, std=(0.1, 0.2, 0.3)))
+    assert (other.network, model.description) == (model.network, DESCRIPTION)
     assert other.description == replace(
-        DESCRIPTION, input=replace(DESCRIPTION.input, crop_pct=0.5, std=(1, 2, 3))
+        DESCRIPTION, input=replace(DESCRIPTION.input, crop_pct=0.5, std=(0.1, 0.2, 0.3))
     )
+    with pytest.raises(UserError, match="interpolation 'cubic': expected one of bilinear"):
+        InputOverride(interpolation="cubic")  # type: ignore[arg-type]
 
 
 def test_a_failed_write_leaves_the_old_file(
