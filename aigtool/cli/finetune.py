@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aigtool.cli.console import percent, print_facts, print_json, share, status, wrote
+from aigtool.cli.console import note, percent, print_facts, print_json, share, status, wrote
 from aigtool.cli.grouping import takes_override
 from aigtool.cli.options import (
     BatchSize,
@@ -150,6 +150,8 @@ def finetune(
             context=prepared.context(settings),
             callbacks=callbacks,
         )
+    if not result.went_on:
+        note(f"the run in {folder} was at its end: nothing was left to train")
     best = result.metrics[result.epoch - 1]
     if result.budget is not None and "val_uncalibrated" in best:
         warn_of_landing(result.budget, best["val_uncalibrated"])

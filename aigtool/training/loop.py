@@ -54,12 +54,15 @@ class FinetuneResult:
         epoch: The best epoch, counted from 1.
         metrics: A row an epoch, as in ``metrics.csv``.
         budget: What it was to spend; None without gates, or where their own targets leave it all.
+        went_on: Whether an epoch was left to train, or to end: not so where a run is resumed that
+            was at its end.
     """
 
     model: Model
     epoch: int
     metrics: list[dict[str, Any]]
     budget: Budget | None
+    went_on: bool
 
 
 def _unheard(_told: object) -> None: ...
@@ -161,6 +164,8 @@ def finetune(
             _start_at_pattern(model, val, flops, config.budget, callbacks.on_skip)
         folder.begin(config, context or {}, before if is_gated else None)
 
+    earlier = len(metrics)
+
     def save(*, finished: bool = False) -> None:
         about = {"images": counts, "metrics": metrics, "finished": finished}
         folder.write_state(trainer.state() | about)
@@ -185,7 +190,7 @@ def finetune(
     done = Model(network.network.eval(), _told(description, metrics[epoch - 1], config, budget))
     save_model(folder.best, done.network, done.description)
     save(finished=True)
-    return FinetuneResult(done, epoch, metrics, budget)
+    return FinetuneResult(done, epoch, metrics, budget, len(metrics) > earlier)
 
 
 def _start_at_pattern(

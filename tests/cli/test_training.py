@@ -143,12 +143,15 @@ def test_a_run_goes_on_where_it_was_stopped(
         assert message in capsys.readouterr().err
     shown = aigtool(*resume, "--epochs", "1")
     assert "thresholds did the rest, target rate 0.6" in shown.err
+    assert "nothing was left to train" not in shown.err
     for name in ("best.safetensors", "dense.safetensors"):
         one, same = (load_model(tmp_path / run / name) for run in ("whole", "stopped"))
         assert one.description == same.description
         assert one.description.input.size == (3, 16, 16)
         state = same.network.state_dict()
         assert all(torch.equal(v, state[k]) for k, v in one.network.state_dict().items())
+
+    assert "was at its end: nothing was left to train" in aigtool(*resume).err
 
     beside = tmp_path / "dense.safetensors"
     aigtool("convert", other, "--strip", "--out", beside)
