@@ -158,6 +158,14 @@ def _split(block: nn.Module, shortcut: str | None) -> Split:
     )
 
 
+def _ends_in_a_layer(module: nn.Module) -> bool:
+    """Whether it is plain without a trace, which takes long, that nothing is added at its end."""
+    kind = type(module)
+    is_layer = kind.__module__.startswith("torch.nn.") and not [*module.children()]
+    is_chain = isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward
+    return is_layer or is_chain
+
+
 def _thread_writes(block: nn.Module, graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Let all that follows a write in place read its result, as it reads the same memory.
 
@@ -223,14 +231,6 @@ def _computed_from(x: fx.Node, graph: fx.Graph) -> set[fx.Node]:
         if asked not in _ABOUT and not data.isdisjoint(node.all_input_nodes):
             data.add(node)
     return data
-
-
-def _ends_in_a_layer(module: nn.Module) -> bool:
-    """Whether it is plain without a trace, which takes long, that nothing is added at its end."""
-    kind = type(module)
-    is_layer = kind.__module__.startswith("torch.nn.") and not [*module.children()]
-    is_chain = isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward
-    return is_layer or is_chain
 
 
 def _behind(node: fx.Node, data: set[fx.Node]) -> set[fx.Node]:

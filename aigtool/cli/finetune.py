@@ -105,12 +105,7 @@ def finetune(
 
     Writes a run folder: the best epoch, the network before gating, metrics, settings and a figure.
     """
-    settings = {
-        **locals(),
-        **recipe.training,
-        **recipe.augmentation,
-        **vars(override),
-    }
+    settings = {**locals(), **recipe.training, **recipe.augmentation, **vars(override)}
     from aigtool.errors import UserError
     from aigtool.output import check_output
 

@@ -76,7 +76,12 @@ def read_recipe(settings: Mapping[str, Any]) -> tuple[FinetuneConfig, Augmentati
 
 
 def as_kept(name: str, value: Any) -> Any:
-    """Return what YAML keeps of an option; a file or folder is found again from another folder."""
+    """Return what YAML keeps of an option; a file or folder is found again from another folder.
+
+    Example:
+        >>> as_kept("data", ".") == str(Path.cwd()), as_kept("crop_mode", ".")
+        (True, '.')
+    """
     is_text = isinstance(value, str) and value not in ("", "digits")
     is_path = name in _PATHS and is_text and Path(value).exists()
     return str(Path(value).resolve()) if is_path or isinstance(value, Path) else value

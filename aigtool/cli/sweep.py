@@ -107,12 +107,7 @@ def sweep(
     """
     budgets = parse_budgets(target_rate, target_flops)
     numbers = parse_counts("seeds", seeds, least=0, most=2**32 - 1, different=True)
-    settings = {
-        **locals(),
-        **recipe.training,
-        **recipe.augmentation,
-        **vars(override),
-    }
+    settings = {**locals(), **recipe.training, **recipe.augmentation, **vars(override)}
     config, augmentation = read_recipe(
         settings | {"target_rate": None, "target_flops": None, "seed": numbers[0]}
     )
