@@ -33,7 +33,7 @@ FLOORS = (
     ("device", "intervals", "modes", "output", "picking", "plotting"),
     ("gpu",),
     ("kernels",),
-    ("errors", "version"),
+    ("errors", "launch", "version"),
 )
 HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

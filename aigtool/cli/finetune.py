@@ -1,6 +1,7 @@
 """``aigtool finetune``: train gates and network to a target execution rate."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ from aigtool.cli.options import (
 )
 from aigtool.cli.recipe import CONTEXT, Recipe, as_kept, read_recipe, takes_recipe
 from aigtool.cli.reporting import told_how_to_go_on, training_progress, warn_of_landing
+from aigtool.launch import place
 from aigtool.models.override import InputOverride
 from aigtool.training.config import FinetuneConfig, read_settings
 
@@ -123,28 +125,33 @@ def finetune(
         from aigtool.cli.preparing import prepare, tell_before
         from aigtool.training.loop import finetune as finetune_network
         from aigtool.training.options import check_options
+        from aigtool.training.processes import launched
         from aigtool.training.run_folder import RunFolder
 
         prepared = prepare(settings, augmentation)
         check_options(prepared.model, config, prepared.teacher)
-    tell_before(prepared, config)
     images = prepared.images
-    with (
-        told_how_to_go_on(f"aigtool finetune --resume {folder}"),
-        training_progress(config, len(images.train)) as callbacks,
-    ):
-        result = finetune_network(
-            prepared.model,
-            images.train,
-            images.val,
-            config,
-            out=folder,
-            teacher=prepared.teacher,
-            resume=resume is not None,
-            device=prepared.device,
-            context=prepared.context(settings),
-            callbacks=callbacks,
-        )
+    with launched(prepared.device) as processes:
+        processes.check_batch(config.batch_size, config.aug_repeats)
+        processes.by_first(partial(tell_before, prepared, config))
+        with (
+            told_how_to_go_on(f"{_launcher()}aigtool finetune --resume {folder}"),
+            training_progress(config, len(images.train)) as callbacks,
+        ):
+            result = finetune_network(
+                prepared.model,
+                images.train,
+                images.val,
+                config,
+                out=folder,
+                teacher=prepared.teacher,
+                resume=resume is not None,
+                device=processes.device,
+                context=prepared.context(settings),
+                callbacks=callbacks,
+            )
+    if not processes.is_first:
+        return
     if not result.went_on:
         note(f"the run in {folder} was at its end: nothing was left to train")
     best = result.metrics[result.epoch - 1]
@@ -181,6 +188,11 @@ def _asked(budget: "Budget | None", config: FinetuneConfig) -> str:
     if budget is None:
         return "every block"
     return f"{budget}{' on average, each gate its own' * config.is_per_layer}"
+
+
+def _launcher() -> str:
+    _, count = place()
+    return f"torchrun --nproc-per-node {count} -m " * (count > 1)
 
 
 def _check_apart(folder: Path, *files: Path | None) -> None:

@@ -26,6 +26,7 @@ from aigtool.cli.predict import predict
 from aigtool.cli.report import report
 from aigtool.cli.sweep import sweep
 from aigtool.errors import NonFiniteLossError, UserError
+from aigtool.launch import place
 from aigtool.output import NO_ROOM
 from aigtool.version import __version__
 
@@ -57,11 +58,17 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
+    ctx: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Show the version."
     ),
 ) -> None:
-    pass
+    _, count = place()
+    if count > 1 and ctx.invoked_subcommand != "finetune":
+        raise UserError(
+            f"aigtool {ctx.invoked_subcommand} in {count} processes: expected one; finetune alone "
+            "trains in several"
+        )
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -114,7 +121,9 @@ def _usage_text(error: BaseException, arguments: Sequence[str]) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    err.print(f"error: {message}", style=None, markup=False, soft_wrap=True)
+    rank, count = place()
+    where = f" in process {rank + 1} of {count}" if rank else ""
+    err.print(f"error{where}: {message}", style=None, markup=False, soft_wrap=True)
     return code
 
 

@@ -9,6 +9,7 @@ import typer
 
 from aigtool.cli.console import Settings
 from aigtool.errors import UserError
+from aigtool.launch import place
 
 if TYPE_CHECKING:
     from aigtool.budget import Budget
@@ -20,7 +21,7 @@ Policy = Literal["argmax", "sampled", "open", "closed", "expected"]
 
 
 def _quiet(value: bool) -> bool:
-    Settings.quiet = value
+    Settings.quiet = value or place()[0] > 0
     return value
 
 

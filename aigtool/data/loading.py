@@ -121,6 +121,7 @@ def load_batches(
     shuffle_seed: int | None = None,
     repeats: int = 1,
     start: int = 0,
+    part: tuple[int, int] = (0, 1),
     pin_memory: bool = False,
 ) -> "Batches":
     """Return a loader of ``(pixels (N, C, H, W), labels (N,))``.
@@ -135,6 +136,8 @@ def load_batches(
             its own (batch augmentation, Hoffer et al., CVPR 2020): of as many fewer images.
             They lie apart, since mixup and CutMix mix neighbours.
         start: Shuffled batches to leave out, unread.
+        part: ``(k, n)``: of each shuffled batch the k-th of n parts, with as many images in each;
+            the batch size is that of all together, and up to n - 1 images an epoch are left out.
         pin_memory: Whether batches lie in page-locked memory, for copies to a GPU.
 
     Raises:
@@ -158,7 +161,7 @@ def load_batches(
     if shuffle_seed is None:
         return Batches(DataLoader(images, batch_size=batch_size, **options))
     generator = torch.Generator().manual_seed(shuffle_seed)
-    sampler = _ShuffledBatches(len(images), batch_size, repeats, generator, start)
+    sampler = _ShuffledBatches(len(images), batch_size, repeats, generator, start=start, part=part)
     seeded_images = _SeededImages(images, shuffle_seed)
     return Batches(DataLoader(seeded_images, batch_sampler=sampler, **options))
 
@@ -220,33 +223,48 @@ class _ShuffledBatches(Sampler[list[int]]):
     """Shuffled batches; a last one of one image, which a norm may refuse, joins the one before."""
 
     def __init__(
-        self, images: int, batch_size: int, repeats: int, generator: torch.Generator, start: int
+        self,
+        images: int,
+        batch_size: int,
+        repeats: int,
+        generator: torch.Generator,
+        *,
+        start: int,
+        part: tuple[int, int],
     ) -> None:
         self.images, self.batch_size, self.repeats = images, batch_size, repeats
-        self.generator, self.start = generator, start
+        self.generator, self.start, self.part = generator, start, part
 
     def __len__(self) -> int:
-        return count_batches(self.images, self.batch_size, self.repeats) - self.start
+        _, parts = self.part
+        return count_batches(self.images, self.batch_size, self.repeats, parts) - self.start
 
     def __iter__(self) -> Iterator[list[int]]:
+        own, parts = self.part
         order = torch.randperm(self.images, generator=self.generator).tolist()
-        count = count_batches(self.images, self.batch_size, self.repeats)
-        starts = [n * _images_a_batch(self.batch_size, self.repeats) for n in range(count)]
-        for start, end in list(pairwise([*starts, self.images]))[self.start :]:
-            yield [i + t * self.images for t in range(self.repeats) for i in order[start:end]]
+        starts = range(0, self.images, _images_a_batch(self.batch_size, self.repeats))
+        count = count_batches(self.images, self.batch_size, self.repeats, parts)
+        ends = [*starts[:count], self.images - self.images % parts]
+        for start, end in list(pairwise(ends))[self.start :]:
+            mine = order[start:end][own::parts]
+            yield [i + t * self.images for t in range(self.repeats) for i in mine]
 
 
-def count_batches(images: int, batch_size: int, repeats: int = 1) -> int:
-    """Return how many shuffled batches there are; a last one of one image joins the one before.
+def count_batches(images: int, batch_size: int, repeats: int = 1, parts: int = 1) -> int:
+    """Return how many shuffled batches there are, each in some parts of as many images.
+
+    A last one with one image a part joins the one before.
 
     Example:
         >>> [count_batches(images, 4) for images in (1, 4, 5, 6, 8)]
         [1, 1, 1, 2, 2]
         >>> [count_batches(8, batch_size, repeats=2) for batch_size in (1, 4, 5)]
         [8, 4, 4]
+        >>> [count_batches(images, 4, parts=2) for images in (1, 3, 7, 8, 11)]
+        [0, 1, 1, 2, 2]
     """
-    whole, rest = divmod(images, _images_a_batch(batch_size, repeats))
-    return whole + (rest > 1 or (rest == 1 and whole == 0))
+    whole, rest = divmod(images - images % parts, _images_a_batch(batch_size, repeats))
+    return whole + (rest > parts or (rest == parts and whole == 0))
 
 
 def _images_a_batch(batch_size: int, repeats: int) -> int:

@@ -3,11 +3,11 @@
 import copy
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from statistics import fmean
 from types import FrameType
 from typing import Any
 
@@ -17,7 +17,6 @@ from timm.utils import random_seed
 from torch import Tensor
 
 from aigtool.budget import Budget
-from aigtool.calibration import calibrate, calibrate_each, kept_thresholds
 from aigtool.conversion import (
     gate_policy,
     named_gates,
@@ -32,17 +31,15 @@ from aigtool.flops import NetworkFlops, count_flops
 from aigtool.models.description import Description, PixelNetwork
 from aigtool.models.files import Model, check_comparable, save_model
 from aigtool.modes import in_mode
-from aigtool.trace import collect_trace
 from aigtool.training.baseline import dropping_blocks
 from aigtool.training.config import FinetuneConfig
+from aigtool.training.judging import Judge
 from aigtool.training.objective import Objective
 from aigtool.training.options import check_fresh, complete, places_of, set_targets
 from aigtool.training.pattern import skip_least, start_without
+from aigtool.training.processes import Processes
 from aigtool.training.run_folder import RunFolder
 from aigtool.training.trainer import Networks, StepReport, Trainer
-
-CALIBRATION_IMAGES = 2000
-"""Each epoch's thresholds are set on at most so many validation images."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +101,10 @@ def finetune(
     the thresholds as they were. On one CPU a run that was stopped and resumed ends with the weights
     of one that never was.
 
+    In a process of PyTorch's process group (``torch.distributed``) it trains with the others, which
+    call it with the same arguments: each has its part of every minibatch, and the first one alone
+    validates, writes files and calls back.
+
     Args:
         model: From ``convert`` or a model file; its network is changed.
         train: Training images, with a training transform.
@@ -123,14 +124,14 @@ def finetune(
     Raises:
         NonFiniteLossError: The loss became infinite or not a number.
         UserError: The optimiser or schedule is unknown, there are no images, the budget cannot be
-            reached, the teacher is of other classes or images, or there is no such run to resume.
+            reached, the teacher is of other classes or images, minibatches cannot be shared out
+            among processes, or there is no such run to resume.
     """
-    if len(val) < 1:
-        raise UserError("no validation images: expected at least one to choose the best epoch by")
-    random_seed(config.seed)
+    _check(model, val, teacher)
+    processes = Processes.here(device)
+    callbacks = callbacks if processes.is_first else Callbacks()
+    random_seed(config.seed, processes.rank)
     folder = RunFolder(out)
-    if teacher is not None:
-        check_comparable(model.description, teacher.description, "to learn from")
     places = places_of(model, teacher)
     config = complete(folder.begun(config) if resume else config, model, teacher, places)
     description = replace(
@@ -139,70 +140,64 @@ def finetune(
         policy="argmax",
     )
     is_gated = any(named_gates(model.network))
-    model.network.to(device)
+    processes.spread(model.network.to(device))
     before = teacher or _before(model, description, folder if resume and is_gated else None)
     networks, flops = _networks(model, before, config, places)
     network = networks.kept
-    gates, seen = dict(named_gates(network)), config.looks * len(train)
     objective = Objective(
         config,
-        gates,
+        dict(named_gates(network)),
         flops,
         networks.teacher,
-        seen,
+        config.looks * len(train),
         classes=networks.classes,
         places=networks.places,
+        processes=processes,
     ).to(device)
     budget = objective.budget if config.baseline == "none" else config.budget
-    trainer = Trainer(networks, objective, config, len(train))
+    trainer = Trainer(networks, objective, config, len(train), processes)
+    judge = Judge(val, objective, flops, description, budget, folder)
     counts = {"train": len(train), "val": len(val)}
     metrics: list[dict[str, Any]] = []
     if resume:
         metrics = _take_up(trainer, folder, folder.read_state(config, context), counts)
     else:
         if is_gated and config.gate_start == "pattern":
-            _start_at_pattern(model, val, flops, config.budget, callbacks.on_skip)
-        folder.begin(config, context or {}, before if is_gated else None)
-
+            skip = partial(skip_least, model, val, flops, config.budget, callbacks.on_skip)
+            check_fresh(model)
+            start_without(model.network, processes.by_first(skip))
+        begin = partial(folder.begin, config, context or {}, before if is_gated else None)
+        processes.by_first(begin)
     earlier = len(metrics)
 
     def save(*, finished: bool = False) -> None:
         about = {"images": counts, "metrics": metrics, "finished": finished}
-        folder.write_state(trainer.state() | about)
+        processes.by_first(partial(folder.write_state, trainer.state() | about))
 
     save()
     with _deferred_interrupt() as interrupted, trainer.recording():
         while trainer.epoch <= config.epochs:
             row = trainer.train_epoch(train, callbacks.on_step, save, interrupted)
-            judged = trainer.judged
-            with kept_thresholds(judged):
-                row |= _validate(judged, val, objective, flops)
-                metrics.append(row)
-                row["best"] = is_best(metrics)
-                if row["best"]:
-                    save_model(folder.best, judged.network, _told(description, row, config, budget))
-            folder.write_metrics(metrics)
+            row, rates = processes.by_first(partial(judge, trainer.judged, row, metrics))
+            metrics.append(row)
+            if rates:
+                objective.land(rates)
             trainer.start_epoch(trainer.epoch + 1)
             save()
             callbacks.on_epoch(row)
 
-    epoch = _finished(network, train, folder, config, metrics)
-    done = Model(network.network.eval(), _told(description, metrics[epoch - 1], config, budget))
-    save_model(folder.best, done.network, done.description)
+    epoch = _finished(network, train, folder, config, metrics, processes=processes)
+    done = Model(network.network.eval(), judge.told(metrics[epoch - 1]))
+    processes.by_first(partial(save_model, folder.best, done.network, done.description))
     save(finished=True)
     return FinetuneResult(done, epoch, metrics, budget, len(metrics) > earlier)
 
 
-def _start_at_pattern(
-    model: Model,
-    val: ImageSet,
-    flops: NetworkFlops,
-    budget: Budget,
-    on_skip: Callable[[str], None],
-) -> None:
-    """Let gates begin by skipping the blocks that can best be done without."""
-    check_fresh(model)
-    start_without(model.network, skip_least(model, val, flops, budget, on_skip))
+def _check(model: Model, val: ImageSet, teacher: Model | None) -> None:
+    if len(val) < 1:
+        raise UserError("no validation images: expected at least one to choose the best epoch by")
+    if teacher is not None:
+        check_comparable(model.description, teacher.description, "to learn from")
 
 
 def _take_up(
@@ -213,6 +208,12 @@ def _take_up(
         raise UserError(
             f"run folder {folder.path} was started with {_images(state['images'])}, not with "
             f"{_images(counts)}: resume it with the same, or start a new run"
+        )
+    begun, here = len(state.get("generators", ())), trainer.processes.count
+    if begun and begun != here:
+        raise UserError(
+            f"run folder {folder.path} was started in processes: {begun}, not {here}; resume it "
+            "in as many, or start a new run"
         )
     with _refusing_another_network(folder):
         trainer.load_state(state)
@@ -231,41 +232,33 @@ def _refusing_another_network(folder: RunFolder) -> Iterator[None]:
         ) from error
 
 
-def is_best(metrics: Sequence[Mapping[str, Any]]) -> bool:
-    """Tell whether the last epoch is as accurate as any, within that one's standard error.
-
-    The highest of many counts of right answers is luck in part, and the learning rate falls: of
-    epochs that validation images do not tell apart the last is trained best. It is the
-    one-standard-error rule of Breiman et al., Classification and Regression Trees (1984), 3.4.3.
-
-    Args:
-        metrics: A row an epoch, with ``val_top1`` and ``val_top1_stderr`` in percent.
-
-    Example:
-        >>> rows = [{"val_top1": top1, "val_top1_stderr": 2.0} for top1 in (80, 90, 89, 87)]
-        >>> [is_best(rows[:epoch]) for epoch in (1, 2, 3, 4)]
-        [True, True, True, False]
-    """
-    highest = max(metrics, key=lambda row: row["val_top1"])
-    least = highest["val_top1"] - highest["val_top1_stderr"]
-    return bool(metrics[-1]["val_top1"] >= least)
-
-
 def _finished(
     network: PixelNetwork,
     train: ImageSet,
     folder: RunFolder,
     config: FinetuneConfig,
     metrics: list[dict[str, Any]],
+    *,
+    processes: Processes,
 ) -> int:
     """Take up the best epoch again, give its gates their mean execution rates, and return it."""
     best: int = [row["epoch"] for row in metrics if row["best"]][-1]
-    network.network.load_state_dict(safetensors.torch.load_file(folder.best))
+
+    def take_up() -> None:
+        network.network.load_state_dict(safetensors.torch.load_file(folder.best))
+
+    processes.by_first(take_up)
+    processes.spread(network.network)
     batches = load_batches(
-        train, batch_size=config.batch_size, workers=config.workers, shuffle_seed=config.seed
+        train,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        shuffle_seed=config.seed,
+        part=(processes.rank, processes.count),
     )
-    with seeded(config.seed, "expected rates", device=network.mean.device):
+    with seeded(config.seed, "expected rates", processes.rank, device=network.mean.device):
         measure_expected_rates(network, batches)
+    processes.average([gate.expected_rate for _, gate in named_gates(network)])
     set_policy(network, "argmax")
     return best
 
@@ -311,63 +304,6 @@ def _networks(
 
 def _images(counts: dict[str, int]) -> str:
     return f"{counts['train']} images to train on and {counts['val']} to validate on"
-
-
-def _validate(
-    network: PixelNetwork,
-    val: ImageSet,
-    objective: Objective,
-    flops: NetworkFlops,
-) -> dict[str, Any]:
-    """Set the thresholds to the budget and measure with them; tell the objective what it was."""
-    row: dict[str, Any] = {}
-    config = objective.config
-    size, workers = config.batch_size, config.workers
-    if objective.gates:
-        how: dict[str, Any] = {"batch_size": size, "workers": workers}
-        chosen = val.limited(CALIBRATION_IMAGES)
-        if config.is_per_layer:
-            found = calibrate_each(network, chosen, objective.layer_targets, **how)
-        else:
-            found = calibrate(network, chosen, config.budget, flops, quick=True, **how)
-        objective.land(found.rates)
-        shift = fmean(map(abs, found.shifts))
-        row |= {"threshold_shift": shift, "val_uncalibrated": found.before}
-    trace = collect_trace(network, val, flops=flops, batch_size=size, workers=workers)
-    summary = trace.summary()
-    row |= {f"val_{name}": summary[name] for name in _MEASURED}
-    row["val_loss"] = float(trace.images["loss"].mean())
-    return row | {f"rate.{gate['name']}": gate["rate"] for gate in summary["gates"]}
-
-
-_MEASURED = (
-    "correct",
-    "top1",
-    "top1_stderr",
-    "images",
-    "execution_rate",
-    "flops_fraction",
-    "flops_fraction_stdev",
-    "adaptive_gates",
-    "always_on_gates",
-    "always_off_gates",
-)
-
-
-def _told(
-    description: Description, row: dict[str, Any], config: FinetuneConfig, budget: Budget | None
-) -> Description:
-    """Return the description of an epoch's network; it says what a gated one was asked for."""
-    names = ("val_correct", "val_images", "val_execution_rate", "val_flops_fraction")
-    asked: dict[str, Any] = {}
-    if budget is not None:
-        asked = {"target": config.target, f"target_{budget.unit}": budget.share}
-    elif row["val_execution_rate"] is not None:
-        asked = {"target": config.target, "target_rate": 1.0}
-    if config.is_per_layer:
-        asked["target"] = "per-layer"
-    told = {name: row[name] for name in names}
-    return description.after("finetune", epoch=row["epoch"], **asked, **told)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from aigtool.losses import (
 )
 from aigtool.training.config import FinetuneConfig, noise_at
 from aigtool.training.hints import hint_loss, recorded_features
+from aigtool.training.processes import ALONE, Processes
 
 CARRIED = 8
 """Rate windows over which what rates miss their target by is asked for once more."""
@@ -60,6 +61,7 @@ class Objective(nn.Module):
             a 50th of that at most, lest they lag behind the gates in a short run.
         classes: Outputs of the network.
         places: Names of modules, of the teacher and of what is trained, for hints.
+        processes: Those that train the network together: rates are those over the minibatch of all.
     """
 
     weights: Tensor
@@ -79,9 +81,11 @@ class Objective(nn.Module):
         *,
         classes: int,
         places: Sequence[str] = (),
+        processes: Processes = ALONE,
     ) -> None:
         super().__init__()
         self.config = config
+        self.processes = processes
         self.gates = dict(gates)
         self.distill = 0.0 if teacher is None else config.distill or 0.0
         self.hints = 0.0 if teacher is None else config.hints or 0.0
@@ -192,6 +196,10 @@ class Objective(nn.Module):
         reads_here(hard)
         scales = torch.stack([decision.scale for decision in made]).float()
         gate_logits = torch.stack([decision.logit for decision in made])
+        if self.processes.count > 1:
+            both = self.processes.gather(torch.stack([scales, gate_logits]).permute(2, 0, 1))
+            scales, gate_logits = both.permute(1, 2, 0)
+            hard = self.processes.gather(hard)
         terms = dict(zip(_GATE_TERMS, self.gate_terms(scales, gate_logits, hard), strict=True))
         return {**terms, "loss": task_loss + terms["gate_loss"]}
 

@@ -23,6 +23,7 @@ from aigtool.training.config import FinetuneConfig, noise_at, temperature_at
 from aigtool.training.mixing import make_mixing
 from aigtool.training.objective import Objective
 from aigtool.training.optimization import make_optimizer, settle_gates, zero_gradients
+from aigtool.training.processes import ALONE, Processes
 
 SAVE_SECONDS = 240.0
 """All state is saved when a step ends this long after the last time, and after each epoch."""
@@ -70,6 +71,7 @@ class Trainer:
         objective: What a step minimises.
         config: Options.
         images: Images an epoch.
+        processes: Those that train the network together.
     """
 
     def __init__(
@@ -78,16 +80,23 @@ class Trainer:
         objective: Objective,
         config: FinetuneConfig,
         images: int,
+        processes: Processes = ALONE,
     ) -> None:
-        if images < 1:
-            raise UserError("no training images: expected at least one")
+        if images < processes.count:
+            raise UserError(
+                f"{images or 'no'} training images: expected at least one"
+                + " a process" * (processes.count > 1)
+            )
+        self.processes = processes
         self.trained, self.network = networks.trained, networks.kept
         self.objective = objective
         self.config = config
         self.device = self.network.mean.device
         self.on_cuda = self.device.type == "cuda"
         self.gates = dict(named_gates(self.network))
-        self.batches = count_batches(images, config.batch_size, config.aug_repeats)
+        processes.check_batch(config.batch_size, config.aug_repeats)
+        shared = config.batch_size, config.aug_repeats, processes.count
+        self.batches = count_batches(images, *shared)
         self.steps = math.ceil(self.batches / config.grad_accum_steps)
         self.optimizer, self.scheduler = make_optimizer(self.network, config, self.steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp_dtype == "float16")
@@ -130,6 +139,7 @@ class Trainer:
             with (
                 recorded_decisions(self.trained) as self.decisions,
                 self.objective.watching(self.trained),
+                self.processes.sharing(gate.norm for gate in self.gates.values()),
             ):
                 yield
         finally:
@@ -162,6 +172,7 @@ class Trainer:
             shuffle_seed=config.seed * 100_003 + self.epoch,
             repeats=config.aug_repeats,
             start=self.batch,
+            part=(self.processes.rank, self.processes.count),
             pin_memory=self.on_cuda,
         )
         for number, batch in enumerate(batches, self.batch + 1):
@@ -175,11 +186,12 @@ class Trainer:
             self.seconds += now - start
             start = now
             on_step(self._report())
-            if interrupted() or now - saved > SAVE_SECONDS:
+            stops, is_due = self.processes.any(interrupted(), now - saved > SAVE_SECONDS)
+            if stops or is_due:
                 self._check_finite()
                 save()
                 saved = time.monotonic()
-            if interrupted():
+            if stops:
                 raise KeyboardInterrupt
         self._check_finite()
         save()
@@ -218,15 +230,17 @@ class Trainer:
         """Add a minibatch's gradient."""
         self._advance(number)
         terms = self.gradient(*self.mix(pixels, labels))
+        self.processes.average([terms])
         values = dict(zip(_SUMS, terms.tolist(), strict=True))
         if not math.isfinite(values["loss"]):
             raise NonFiniteLossError(
                 f"the loss is {values['loss']} at epoch {self.epoch}, step {self.done + 1}: try a "
                 "lower --lr or --gate-lr; the files of the epochs before it are kept"
             )
-        self.seen += len(labels)
+        images = len(labels) * self.processes.count
+        self.seen += images
         for name, value in values.items():
-            self.sums[name] += value * (1 if name == "correct" else len(labels))
+            self.sums[name] += value * (self.processes.count if name == "correct" else images)
 
     def _advance(self, number: int) -> None:
         """Set what a minibatch's gradient depends on besides its images."""
@@ -245,7 +259,9 @@ class Trainer:
             gate.norm.train(not settled)
 
     def _captured(self) -> Callable[[Tensor, Tensor], Tensor]:
-        return Captured(self._gradient, self.device) if self.on_cuda else self._gradient
+        # What processes send to one another is not recorded.
+        is_whole = self.on_cuda and self.processes.count == 1
+        return Captured(self._gradient, self.device) if is_whole else self._gradient
 
     def _gradient(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """Add a minibatch's gradient, and return what the objective says, ``(len(_SUMS),)``."""
@@ -262,6 +278,7 @@ class Trainer:
     def _step(self) -> None:
         self.scheduler.step_update(self.done)
         settle_gates(self.optimizer, self.config, self._progress(self.done))
+        self.processes.average_gradients(self.network)
         if self.config.clip_grad:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
@@ -272,6 +289,7 @@ class Trainer:
         else:
             self.optimizer.zero_grad()
         self.done += 1
+        self.processes.average(self._learned_statistics())
         if self.average is not None:
             self.average.update(self.network, step=self.done)
 
@@ -300,8 +318,7 @@ class Trainer:
             "objective": self.objective.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": {} if self.average is None else self.average.module.state_dict(),
-            "rng": torch.get_rng_state(),
-            "rng_device": self._rng_state(),
+            "generators": self.processes.of_all((torch.get_rng_state(), self._device_rng_state())),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -314,14 +331,19 @@ class Trainer:
             self.average.module.load_state_dict(state["average"])
         for name in _PLACE:
             setattr(self, name, state[name])
-        torch.set_rng_state(state["rng"])
-        drawn = state["rng_device"]
+        own, drawn = state["generators"][self.processes.rank]
+        torch.set_rng_state(own)
         if drawn is not None and self.on_cuda:
             torch.cuda.set_rng_state(drawn, self.device)
         elif drawn is not None and self.device.type == "mps":
             torch.mps.set_rng_state(drawn)
 
-    def _rng_state(self) -> Tensor | None:
+    def _learned_statistics(self) -> list[Tensor]:
+        """Return those that norms took from the part of a minibatch that this process had."""
+        learning = [norm for norm in batch_norms(self.trained) if norm.training]
+        return [cast(Tensor, s) for n in learning for s in (n.running_mean, n.running_var)]
+
+    def _device_rng_state(self) -> Tensor | None:
         """Return the state of the device's own generator, which gates' noise is drawn from."""
         if self.on_cuda:
             return torch.cuda.get_rng_state(self.device)

@@ -20,7 +20,8 @@ from aigtool.models.files import Model, load_model
 from aigtool.models.zoo import create_network
 from aigtool.trace import ExecutionTrace, collect_trace
 from aigtool.training.config import FinetuneConfig, Target, read_settings
-from aigtool.training.loop import Callbacks, finetune, is_best, measure_expected_rates
+from aigtool.training.judging import is_best
+from aigtool.training.loop import Callbacks, finetune, measure_expected_rates
 from aigtool.training.objective import MOST_EXCESS
 from aigtool.training.trainer import StepReport, batch_norms
 from tests.training.small import FAST, FILES, SPEC
