@@ -9,7 +9,8 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from torchvision.transforms.functional import to_tensor
 
-from aigtool.data.images import DIGITS, open_images, read_image
+from aigtool.data.decoding import read_image
+from aigtool.data.images import DIGITS, open_images
 from aigtool.errors import UserError
 
 THUMBNAIL = 96

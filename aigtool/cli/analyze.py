@@ -24,6 +24,7 @@ from aigtool.cli.options import (
     Workers,
     parse_names,
 )
+from aigtool.cli.reporting import of_data
 from aigtool.errors import UserError
 from aigtool.models.override import InputOverride
 from aigtool.output import check_output
@@ -169,4 +170,5 @@ def analyze(
     else:
         written = analyze_one(subject, asked, folder, kinds, groups, clusters, json=json)
     attackable = not (is_trace or others or image is not None)
-    wrote(written, f"aigtool attack {subject} --data {data}" if attackable else "")
+    again = of_data(data, data_dir, class_map)
+    wrote(written, f"aigtool attack {subject} {again}" if attackable else "")

@@ -30,7 +30,8 @@ from aigtool.cli.console import (
 from aigtool.cli.opening import collect, open_for, ready_to_serve
 from aigtool.cli.reporting import gate_counts, named, paired
 from aigtool.conversion import named_gates
-from aigtool.data.images import DataSource, ImageSet, default_split, open_images, read_image
+from aigtool.data.decoding import read_image
+from aigtool.data.images import DataSource, ImageSet, default_split, open_images
 from aigtool.data.loading import eval_transform
 from aigtool.errors import UserError
 from aigtool.gates import Policy

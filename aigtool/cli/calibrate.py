@@ -36,7 +36,7 @@ from aigtool.cli.options import (
     Workers,
     parse_budgets,
 )
-from aigtool.cli.reporting import gate_counts
+from aigtool.cli.reporting import gate_counts, of_data
 from aigtool.models.override import InputOverride
 from aigtool.output import check_output
 
@@ -170,7 +170,7 @@ def calibrate(
             ],
             [[name, *_cells(summary)] for name, summary in columns.items()],
         )
-    wrote(targets, f"aigtool evaluate {targets[0]} --data {data}")
+    wrote(targets, f"aigtool evaluate {targets[0]} {of_data(data, data_dir, class_map)}")
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from aigtool.cli.options import (
     Split,
     Workers,
 )
-from aigtool.cli.reporting import print_summaries
+from aigtool.cli.reporting import of_data, print_summaries
 from aigtool.models.override import InputOverride
 
 
@@ -107,7 +107,7 @@ def evaluate(
     else:
         _show(summary, beside, kind, trace.source)
     if out is None:
-        wrote([], f"aigtool analyze {model} --data {data}")
+        wrote([], f"aigtool analyze {model} {of_data(data, data_dir, class_map)}")
     else:
         wrote([out], f"aigtool analyze {out}")
     if trace.gates and chosen in ("argmax", "sampled") and not summary["adaptive_gates"]:

@@ -26,7 +26,7 @@ from aigtool.cli.options import (
     Workers,
 )
 from aigtool.cli.recipe import CONTEXT, Recipe, as_kept, read_recipe, takes_recipe
-from aigtool.cli.reporting import told_how_to_go_on, training_progress, warn_of_landing
+from aigtool.cli.reporting import of_data, told_how_to_go_on, training_progress, warn_of_landing
 from aigtool.launch import place
 from aigtool.models.override import InputOverride
 from aigtool.training.config import FinetuneConfig, read_settings
@@ -180,7 +180,8 @@ def finetune(
     files = RunFolder(folder)
     wrote(
         [files.best, files.dense, files.last, files.metrics, files.config, files.figure],
-        f"aigtool evaluate {files.best} --data {data}",
+        f"aigtool evaluate {files.best} "
+        f"{of_data(data, settings['data_dir'], settings['class_map'])}",
     )
 
 

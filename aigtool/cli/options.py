@@ -49,7 +49,7 @@ DataDir = Annotated[
     typer.Option(
         "--data-dir",
         metavar="FOLDER",
-        help="Where a timm data set given by name lies.",
+        help="Where a timm data set given by name lies, or shards (wds/NAME).",
         rich_help_panel="Data",
     ),
 ]

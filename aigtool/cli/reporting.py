@@ -38,6 +38,17 @@ def named(paths: Sequence[Path], taken: Container[str] = ()) -> dict[str, Path]:
     return {stem if is_clear else str(path): path for stem, path in zip(stems, paths, strict=True)}
 
 
+def of_data(data: str | None, data_dir: object = None, class_map: object = None) -> str:
+    """Return the options that say once more where images come from.
+
+    Example:
+        >>> of_data("pets/"), of_data("wds/pets", "shards")
+        ('--data pets/', '--data wds/pets --data-dir shards')
+    """
+    options = {"--data": data, "--data-dir": data_dir, "--class-map": class_map}
+    return " ".join(f"{name} {value}" for name, value in options.items() if value is not None)
+
+
 def print_summaries(title: str, summaries: Mapping[str, dict[str, Any]]) -> None:
     """Print what traces sum up to, a column each."""
     rows: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -26,7 +26,14 @@ from aigtool.cli.options import (
     parse_counts,
 )
 from aigtool.cli.recipe import Recipe, read_recipe, takes_recipe
-from aigtool.cli.reporting import gate_counts, named, paired, told_how_to_go_on, training_progress
+from aigtool.cli.reporting import (
+    gate_counts,
+    named,
+    of_data,
+    paired,
+    told_how_to_go_on,
+    training_progress,
+)
 from aigtool.errors import UserError
 from aigtool.models.override import InputOverride
 from aigtool.output import check_output, records
@@ -188,7 +195,8 @@ def sweep(
         print_json({"data": about, "runs": records(runs), "targets": records(targets)})
     else:
         _show(records(runs), records(targets), kind, about)
-    wrote(paths, f"aigtool evaluate {folder / points[0].name / 'best.safetensors'} --data {data}")
+    best = folder / points[0].name / "best.safetensors"
+    wrote(paths, f"aigtool evaluate {best} {of_data(data, data_dir, class_map)}")
 
 
 def _show(runs: list[dict[str, Any]], targets: list[dict[str, Any]], kind: str, about: str) -> None:

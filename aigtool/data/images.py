@@ -17,10 +17,13 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from aigtool.data import digits
+from aigtool.data.decoding import read_image
+from aigtool.data.shards import find_shards, open_shards
 from aigtool.errors import UserError
 
 DIGITS = "digits"
-_LIBRARIES = ("torch", "hfds", "hfids", "wds", "tfds")
+_LIBRARIES = ("torch", "hfds", "hfids", "tfds")
+_SHARDS = "wds"
 _SYNONYMS = (("train", "training"), ("val", "validation", "valid"), ("test", "testing"))
 
 Transform = Callable[[Image.Image], Tensor]
@@ -178,15 +181,17 @@ class DataSource:
 
 
 def has_split(source: DataSource, split: str) -> bool:
-    """Tell whether a folder or ``digits`` has a split; timm's named data sets are not asked."""
+    """Tell whether a folder, shards or ``digits`` have a split; other named sets are not asked."""
     if source.name == DIGITS:
         return split in digits.SPLITS
+    if _is_shards(source):
+        return bool(find_shards(_root(source), _called(split)))
     return _split_folder(Path(source.name), split) is not None
 
 
 def default_split(source: DataSource) -> str:
     """Return the split to evaluate when none is named: test, val, train, else the folder."""
-    if source.name != DIGITS and not Path(source.name).is_dir():
+    if source.name != DIGITS and not Path(source.name).is_dir() and not _is_shards(source):
         return "validation"
     return next((split for split in ("test", "val", "train") if has_split(source, split)), "")
 
@@ -242,6 +247,8 @@ def open_images(
         source = DataSource(source)
     if source.name == DIGITS:
         return _open_digits(split, transform, class_names)
+    if _is_shards(source):
+        return _open_shards(source, split, transform, class_names)
     if source.name.partition("/")[0] in _LIBRARIES and not Path(source.name).is_dir():
         return _open_named(source, split, transform, class_names)
     return _open_folder(source, split, transform, class_names)
@@ -305,35 +312,6 @@ def _open_folder(
     )
 
 
-def read_image(path: str) -> Image.Image:
-    """Read an image file, in colour.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    if Path(path).is_dir() or not Path(path).exists():
-        what = "a folder" if Path(path).is_dir() else "no such file"
-        raise UserError(f"image {path} cannot be read ({what}): expected an image file")
-    try:
-        with Image.open(path) as image:
-            return _in_colour(image)
-    # Of a damaged file, decoders raise what they like.
-    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"image {path} cannot be read ({error}): mend it, or leave it out"
-        ) from error
-
-
-def _in_colour(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # Pillow would take all above 255 for white.
-        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(
-            f"its numbers, of mode {image.mode}, have no largest: expected 8 or 16 bits"
-        )
-    return image.convert("RGB")
-
-
 def _folder(name: str, split: str) -> Path:
     root = Path(name)
     if not name or not root.is_dir():
@@ -353,9 +331,34 @@ def _folder(name: str, split: str) -> Path:
 
 
 def _split_folder(root: Path, split: str) -> Path | None:
-    names = next((group for group in _SYNONYMS if split in group), ())
-    candidates = (root / name for name in dict.fromkeys((split, *names)))
+    candidates = (root / name for name in _called(split))
     return next((folder for folder in candidates if folder.is_dir()), None)
+
+
+def _called(split: str) -> tuple[str, ...]:
+    """Return what a split may be called."""
+    names = next((group for group in _SYNONYMS if split in group), ())
+    return tuple(dict.fromkeys((split, *names)))
+
+
+def _is_shards(source: DataSource) -> bool:
+    return source.name.partition("/")[0] == _SHARDS and not Path(source.name).is_dir()
+
+
+def _root(source: DataSource) -> str:
+    if source.root is None:
+        raise UserError(
+            f"data set {source.name!r}: say with --data-dir where it lies, or is downloaded to"
+        )
+    return source.root
+
+
+def _open_shards(
+    source: DataSource, split: str, transform: Transform, class_names: tuple[str, ...] | None
+) -> ImageSet:
+    shards = open_shards(_root(source), _called(split))
+    labels, count = shards.labels, len(shards.labels)
+    return ImageSet(source.name, split, class_names, labels, shards, range(count), transform)
 
 
 def _match(found: Sequence[str], wanted: tuple[str, ...] | None, where: str) -> None:
@@ -387,10 +390,8 @@ def _class_map(file: str, found: Sequence[str], folder: Path) -> dict[str, int]:
 def _open_named(
     source: DataSource, split: str, transform: Transform, class_names: tuple[str, ...] | None
 ) -> ImageSet:
-    if source.root is None and source.name.startswith("torch/"):
-        raise UserError(
-            f"data set {source.name!r}: say with --data-dir where it lies, or is downloaded to"
-        )
+    if source.name.startswith("torch/"):
+        _root(source)
     try:
         opened = create_dataset(
             source.name, root=source.root, split=split, download=source.download

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from aigtool.data.images import Transform, read_image
+from aigtool.data.decoding import read_image
+from aigtool.data.images import Transform
 from aigtool.errors import UserError
 from aigtool.inference.answers import Answering
 

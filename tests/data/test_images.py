@@ -18,12 +18,12 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_tensor
 
 from aigtool.data.augmentation import Augmentation
+from aigtool.data.decoding import read_image
 from aigtool.data.images import (
     DataSource,
     default_split,
     has_split,
     open_images,
-    read_image,
     validation_split,
 )
 from aigtool.data.loading import (
