@@ -103,7 +103,7 @@ def finetune(
 
     In a process of PyTorch's process group (``torch.distributed``) it trains with the others, which
     call it with the same arguments: each has its part of every minibatch, and the first one alone
-    validates, writes files and calls back.
+    validates, writes files and calls back. All read ``out`` when a run is resumed.
 
     Args:
         model: From ``convert`` or a model file; its network is changed.
@@ -130,7 +130,7 @@ def finetune(
     _check(model, val, teacher)
     processes = Processes.here(device)
     callbacks = callbacks if processes.is_first else Callbacks()
-    random_seed(config.seed, processes.rank)
+    random_seed((config.seed + processes.rank) % 2**32)
     folder = RunFolder(out)
     places = places_of(model, teacher)
     config = complete(folder.begun(config) if resume else config, model, teacher, places)
