@@ -106,6 +106,7 @@ def finetune(
     """Fine-tune a converted network to a budget: a target execution rate, or a share of GFLOPs.
 
     Writes a run folder: the best epoch, the network before gating, metrics, settings and a figure.
+    Launched by torchrun, several processes share out each batch among them.
     """
     settings = {**locals(), **recipe.training, **recipe.augmentation, **vars(override)}
     from aigtool.errors import UserError
@@ -117,6 +118,9 @@ def finetune(
         raise UserError("expected MODEL and --data, or --resume with the folder of a run")
     # Checked before torch is imported, so that a slip is answered at once.
     config, augmentation = read_recipe(settings)
+    _, count = place()
+    if count > 1 and settings["download"]:
+        raise UserError(f"--download in {count} processes: download the data first, in one")
     model, data = Path(settings["model"]), str(settings["data"])
     folder = resume or check_output(out or Path("runs") / model.stem, force=force, folder=True)
     if resume is None:

@@ -17,6 +17,7 @@ from aigtool.data.images import DataSource
 from aigtool.data.training import TrainingImages, open_training_images
 from aigtool.device import find_device
 from aigtool.errors import UserError
+from aigtool.launch import place
 from aigtool.models.files import DENSE_FILE, Model, load_model
 from aigtool.models.override import InputOverride
 from aigtool.training.config import FinetuneConfig
@@ -95,9 +96,9 @@ def tell_before(prepared: Prepared, config: FinetuneConfig) -> None:
     )
     warn_of_classes(images.train)
     before = ready(reference, prepared.device)
-    trace = collect(
-        f"evaluating {kind}", before, images.val, "open", config.batch_size, config.workers
-    )
+    _, count = place()
+    size = max(1, config.batch_size // count)
+    trace = collect(f"evaluating {kind}", before, images.val, "open", size, config.workers)
     summary, loss = trace.summary(), float(trace.images["loss"].mean())
     note(
         f"{kind}: top-1 {percent(summary['top1'], summary['top1_stderr'])} on the validation "

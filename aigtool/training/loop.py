@@ -175,16 +175,19 @@ def finetune(
         processes.by_first(partial(folder.write_state, trainer.state() | about))
 
     save()
-    with _deferred_interrupt() as interrupted, trainer.recording():
+    with _Interrupts() as interrupts, trainer.recording():
         while trainer.epoch <= config.epochs:
-            row = trainer.train_epoch(train, callbacks.on_step, save, interrupted)
-            row, rates = processes.by_first(partial(judge, trainer.judged, row, metrics))
+            row = trainer.train_epoch(train, callbacks.on_step, save, interrupts.pressed)
+            # All is saved; torchrun does not wait as long as this may take.
+            with interrupts.at_once(processes.count > 1):
+                row, rates = processes.by_first(partial(judge, trainer.judged, row, metrics))
             metrics.append(row)
             if rates:
                 objective.land(rates)
             trainer.start_epoch(trainer.epoch + 1)
             save()
             callbacks.on_epoch(row)
+            interrupts.heed(processes)
 
     epoch = _finished(network, train, folder, config, metrics, processes=processes)
     done = Model(network.network.eval(), judge.told(metrics[epoch - 1]))
@@ -256,7 +259,7 @@ def _finished(
         shuffle_seed=config.seed,
         part=(processes.rank, processes.count),
     )
-    with seeded(config.seed, "expected rates", processes.rank, device=network.mean.device):
+    with seeded(config.seed + processes.rank, "expected rates", device=network.mean.device):
         measure_expected_rates(network, batches)
     processes.average([gate.expected_rate for _, gate in named_gates(network)])
     set_policy(network, "argmax")
@@ -306,27 +309,42 @@ def _images(counts: dict[str, int]) -> str:
     return f"{counts['train']} images to train on and {counts['val']} to validate on"
 
 
-@contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C wait until a step is done; a second one does not wait."""
-    pressed = False
+class _Interrupts:
+    """Lets Ctrl-C wait, within, until a step is done; a second one does not wait."""
 
-    def press(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
+    def __init__(self) -> None:
+        self._is_pressed = self._is_at_once = False
+        self._before: Any = None
+
+    def pressed(self) -> bool:
+        """Whether it is waited with."""
+        return self._is_pressed
+
+    def heed(self, processes: Processes) -> None:
+        """Stop, if it was pressed in any process."""
+        if any(processes.any(self._is_pressed)):
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def at_once(self, wanted: bool) -> Iterator[None]:
+        """Let it not wait, if wanted, for as long as the block lasts."""
+        self._is_at_once = wanted
+        yield
+        self._is_at_once = False
+
+    def __enter__(self) -> "_Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _press(self, number: int, frame: FrameType | None) -> None:
+        if self._is_pressed or self._is_at_once:
             signal.default_int_handler(number, frame)
-        pressed = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
+        self._is_pressed = True
 
 
 def measure_expected_rates(network: PixelNetwork, batches: Iterable[tuple[Tensor, Tensor]]) -> None:

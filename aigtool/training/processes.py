@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -24,9 +24,8 @@ PATIENCE = timedelta(hours=2)
 class Processes:
     """The processes that train one network; each calls the methods in the same order as the others.
 
-    Gradients are averaged over processes, as ``DistributedDataParallel`` does, but for two things:
-    a block that no image of a process executes has no gradient there, and one backward pass is
-    several here.
+    Gradients are averaged over processes, as ``DistributedDataParallel`` does, which expects one
+    backward pass a step where there are two here.
 
     Attributes:
         rank: Which one this is, from 0.
@@ -58,16 +57,32 @@ class Processes:
     def check_batch(self, batch_size: int, repeats: int = 1) -> None:
         """Refuse minibatches that cannot be shared out evenly.
 
+        A norm learns nothing from one image alone, so each process has two at least.
+
         Raises:
-            UserError: A minibatch holds fewer images than there are processes, or does not part.
+            UserError: A minibatch does not part, or holds too few images.
         """
-        images = batch_size // repeats
-        if self.count > 1 and (images < self.count or images % self.count):
+        images, least = batch_size // repeats, self._least(repeats)
+        if self.count > 1 and (images < least or images % self.count):
             raise UserError(
                 f"batch size {batch_size} with {self.count} processes: a batch holds {images} "
                 f"images, {repeats} times each; expected a batch size that is a multiple of "
-                f"{self.count * repeats}"
+                f"{self.count * repeats}, {least * repeats} at least"
             )
+
+    def check_images(self, images: int, repeats: int = 1) -> None:
+        """Refuse fewer images than make one minibatch.
+
+        Raises:
+            UserError: They are too few.
+        """
+        if self.count > 1 and images < (least := self._least(repeats)):
+            raise UserError(
+                f"{images} training images in {self.count} processes: expected {least} at least"
+            )
+
+    def _least(self, repeats: int) -> int:
+        return self.count * (2 if repeats == 1 else 1)
 
     def by_first(self, compute: Callable[[], T]) -> T:
         """Let the first process compute something while the others wait; return it to all.
@@ -83,7 +98,8 @@ class Processes:
                 told[0] = compute()
             except UserError as error:
                 told[1] = error
-        dist.broadcast_object_list(told, src=0, device=self.device)
+        with _reaching_others():
+            dist.broadcast_object_list(told, src=0, device=self.device)
         result, problem = told
         if problem is not None:
             raise problem
@@ -94,7 +110,9 @@ class Processes:
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value)
+        here = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with _reaching_others(), here:
+            dist.all_gather_object(values, value)
         return values
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
@@ -102,7 +120,8 @@ class Processes:
         if self.count == 1:
             return flags
         raised = torch.tensor(flags, dtype=torch.int32, device=self.device)
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+        with _reaching_others():
+            dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return tuple(flag > 0 for flag in raised.tolist())
 
     @torch.no_grad()
@@ -111,7 +130,8 @@ class Processes:
         if self.count > 1:
             for tensor in (*network.parameters(), *network.buffers()):
                 whole = tensor.detach().contiguous()
-                dist.broadcast(whole, src=0)
+                with _reaching_others():
+                    dist.broadcast(whole, src=0)
                 tensor.copy_(whole)
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -160,7 +180,8 @@ class Processes:
         if self.count == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.all_reduce(flat)
+        with _reaching_others():
+            dist.all_reduce(flat)
         flat /= self.count
         sizes = [tensor.numel() for tensor in tensors]
         for tensor, mean in zip(tensors, torch.split(flat, sizes), strict=True):
@@ -187,15 +208,28 @@ class _Gather(torch.autograd.Function):
         ctx.processes = processes
         rows = rows.contiguous()
         parts = [torch.empty_like(rows) for _ in range(processes.count)]
-        dist.all_gather(parts, rows)
+        with _reaching_others():
+            dist.all_gather(parts, rows)
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
+        with _reaching_others():
+            dist.all_reduce(total)
         processes: Processes = ctx.processes
         return processes.own(total), None
+
+
+@contextmanager
+def _reaching_others() -> Iterator[None]:
+    """Say in one line that another process is gone: it has said why, or was stopped."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(
+            "another of the processes has ended: mend what it says, and go on with --resume"
+        ) from error
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -223,8 +257,8 @@ def launched(device: torch.device) -> Iterator[Processes]:
         return
     if device.type == "mps" or device.index is not None:
         raise UserError(
-            f"device {device} with {count} processes: expected auto, cpu, or cuda, of which each "
-            "process takes a GPU of its own"
+            f"device {device} with {count} processes: expected cpu, or cuda, of which each process "
+            "takes a GPU of its own"
         )
     if device.type == "cuda":
         number = int(os.environ.get("LOCAL_RANK", "0"))

@@ -82,11 +82,9 @@ class Trainer:
         images: int,
         processes: Processes = ALONE,
     ) -> None:
-        if images < processes.count:
-            raise UserError(
-                f"{images or 'no'} training images: expected at least one"
-                + " a process" * (processes.count > 1)
-            )
+        if images < 1:
+            raise UserError("no training images: expected at least one")
+        processes.check_images(images, config.aug_repeats)
         self.processes = processes
         self.trained, self.network = networks.trained, networks.kept
         self.objective = objective
@@ -289,7 +287,8 @@ class Trainer:
         else:
             self.optimizer.zero_grad()
         self.done += 1
-        self.processes.average(self._learned_statistics())
+        if self.processes.count > 1:
+            self.processes.average(self._learned_statistics())
         if self.average is not None:
             self.average.update(self.network, step=self.done)
 
@@ -340,8 +339,10 @@ class Trainer:
 
     def _learned_statistics(self) -> list[Tensor]:
         """Return those that norms took from the part of a minibatch that this process had."""
-        learning = [norm for norm in batch_norms(self.trained) if norm.training]
-        return [cast(Tensor, s) for n in learning for s in (n.running_mean, n.running_var)]
+        names = ("running_mean", "running_var")
+        learning = (norm for norm in batch_norms(self.trained) if norm.training)
+        found = (getattr(norm, name, None) for norm in learning for name in names)
+        return [statistic for statistic in found if statistic is not None]
 
     def _device_rng_state(self) -> Tensor | None:
         """Return the state of the device's own generator, which gates' noise is drawn from."""

@@ -1,12 +1,15 @@
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import timm
 import torch
 import yaml
+from timm.layers import EvoNorm2dB0
 from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.transforms.functional import to_tensor
@@ -45,6 +48,14 @@ def test_norms_keep_their_statistics_or_learn_new_ones(
         assert not torch.equal(norm.weight, was.weight)
     said = yaml.safe_load((tmp_path / "config.yaml").read_text())["options"]["norm_statistics"]
     assert said == (norms or "kept")
+
+
+def test_norms_without_a_mean_train(train: ImageSet, val: ImageSet, tmp_path: Path) -> None:
+    network = timm.create_model("resnet10t", num_classes=3, norm_layer=EvoNorm2dB0)
+    model = Model(convert(network, input_size=SPEC.size), Description("resnet10t", 3, input=SPEC))
+    config = replace(FAST, epochs=1, norm_statistics="batch")
+    (row,) = finetune(model, train, val, config, out=tmp_path / "run").metrics
+    assert math.isfinite(row["train_loss"])
 
 
 def test_a_fresh_network_has_no_statistics_to_keep(

@@ -12,6 +12,7 @@ from torch import nn
 
 from aigtool.conversion import named_gates
 from aigtool.errors import UserError
+from aigtool.launch import place
 from aigtool.models.description import Description
 from aigtool.models.files import load_model, save_model
 from aigtool.training.processes import Processes, launched
@@ -63,15 +64,23 @@ def test_two_processes_train_as_one_does(folder: Path) -> None:
 def test_processes_are_refused_what_they_cannot_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
+    assert place() == (0, 1), "a cluster's, not a launcher's"
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    assert place() == (1, 4)
     monkeypatch.setenv("LOCAL_RANK", str(torch.cuda.device_count()))
     for device, expected in (
-        ("mps", "device mps with 4 processes: expected auto, cpu, or cuda"),
-        ("cuda:0", "device cuda:0 with 4 processes: expected auto, cpu, or cuda"),
+        ("mps", "device mps with 4 processes: expected cpu, or cuda"),
+        ("cuda:0", "device cuda:0 with 4 processes: expected cpu, or cuda"),
         ("cuda", f"{torch.cuda.device_count()} GPUs are usable here; launch as many"),
     ):
         with pytest.raises(UserError, match=expected), launched(torch.device(device)):
             pass
-    for batch_size, repeats in ((32, 4), (20, 2), (4, 1)):
-        with pytest.raises(UserError, match=f"multiple of {6 * repeats}"):
-            Processes(0, 6).check_batch(batch_size, repeats)
-    Processes(0, 6).check_batch(48, 4)
+    six = Processes(0, 6)
+    for batch_size, repeats, least in ((32, 4, 24), (20, 2, 12), (4, 1, 12), (6, 1, 12)):
+        with pytest.raises(UserError, match=f"multiple of {6 * repeats}, {least} at least"):
+            six.check_batch(batch_size, repeats)
+    six.check_batch(48, 4)
+    six.check_batch(12, 1)
+    with pytest.raises(UserError, match="11 training images in 6 processes: expected 12 at"):
+        six.check_images(11)
+    six.check_images(6, repeats=2)

@@ -1,4 +1,6 @@
-"""What two processes do together: ``torchrun --nproc-per-node 2 together.py FOLDER``.
+"""What two processes do together.
+
+torchrun --nproc-per-node 2 -m tests.training.together FOLDER
 
 FOLDER holds ``model.safetensors`` and ``images/``; what each process finds wrong, it raises.
 """
