@@ -139,7 +139,9 @@ def finetune(
         processes.check_batch(config.batch_size, config.aug_repeats)
         processes.by_first(partial(tell_before, prepared, config))
         with (
-            told_how_to_go_on(f"{_launcher()}aigtool finetune --resume {folder}"),
+            told_how_to_go_on(
+                f"{_launcher()}aigtool finetune --resume {folder}", RunFolder(folder).last
+            ),
             training_progress(config, len(images.train)) as callbacks,
         ):
             result = finetune_network(

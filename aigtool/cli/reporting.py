@@ -81,12 +81,13 @@ def warn_of_landing(budget: "Budget", landed: float) -> None:
 
 
 @contextmanager
-def told_how_to_go_on(how: str) -> Iterator[None]:
-    """Say how to go on when Ctrl-C stops what is done within."""
+def told_how_to_go_on(how: str, saved: Path | None = None) -> Iterator[None]:
+    """Say how to go on, from what was saved by then, when Ctrl-C stops what is done within."""
     try:
         yield
     except KeyboardInterrupt:
-        note(f"stopped; go on with: {how}")
+        is_begun = saved is None or saved.exists()
+        note(f"stopped; go on with: {how}" if is_begun else "stopped before anything was saved")
         raise
 
 

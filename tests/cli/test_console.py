@@ -1,5 +1,6 @@
 import io
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -7,6 +8,7 @@ from rich.text import Text
 
 from aigtool.cli import console
 from aigtool.cli.console import LOG_SECONDS, print_table, progress
+from aigtool.cli.reporting import told_how_to_go_on
 
 
 class Clock:
@@ -59,3 +61,18 @@ def test_figures_and_headings_stay_whole_however_narrow_it_is(
     assert cells[1][0] == "engine"
     assert max(map(len, lines)) <= max(width, 12 + 2 + 8 + 2 + 10)
     assert "residual" in " ".join(lines)
+
+
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_how_to_go_on_is_told_where_there_is_something_to_go_on_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, is_saved: bool
+) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=shown, width=120))
+    saved = tmp_path / "last.ckpt"
+    with pytest.raises(KeyboardInterrupt), told_how_to_go_on("aigtool finetune --resume x", saved):
+        if is_saved:
+            saved.touch()
+        raise KeyboardInterrupt
+    told = "go on with: aigtool finetune --resume x" if is_saved else "before anything was saved"
+    assert plain(shown).startswith("stopped") and told in plain(shown)
