@@ -135,6 +135,8 @@ def _images(shard: Path) -> Iterator[tuple[str, int, int, int]]:
                 folder, _, last = member.name.rpartition("/")
                 stem, dot, suffix = last.partition(".")
                 key, suffix = f"{folder}/{stem}", f"{dot}{suffix}".lower()
+                if not member.isfile():
+                    continue
                 if suffix in IMG_EXTENSIONS:
                     images.setdefault(key, member)
                 elif suffix == _LABEL:

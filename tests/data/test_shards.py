@@ -146,6 +146,10 @@ def test_shards_that_cannot_be_used_are_told(
 
 def test_a_damaged_image_is_named_with_its_shard(shards: Path, source: DataSource) -> None:
     _replaced(shards, {"a.png": b"no image", "a.cls": b"1\n"})
+    with tarfile.open(shards / "colours-test-0000.tar", "a") as shard:
+        folder = tarfile.TarInfo("b.cls")
+        folder.type = tarfile.DIRTYPE
+        shard.addfile(folder)
     images = open_images(source, "test", to_tensor)
     with pytest.raises(UserError, match=r"image .*/colours-test-0000.tar/a.png cannot be read"):
         images[0]
